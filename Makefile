@@ -1,0 +1,77 @@
+# From a bare clone: `make build`, then `make test` or `make demo`. The first call creates .venv;
+# an activated virtual environment is used as it is instead.
+#   TORCH=torch==2.11.0   the torch put into .venv if it has none
+#   PYTHON=python3.12     the interpreter that creates .venv
+#   MAX_JOBS=8            parallel compilations (2)
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+ifdef VIRTUAL_ENV
+  BIN := $(VIRTUAL_ENV)/bin
+  READY :=
+else
+  BIN := $(VENV)/bin
+  READY := $(VENV)/.ready
+endif
+RUN := $(BIN)/python
+
+# Idle OpenMP threads sleep instead of spinning on a busy machine.
+export OMP_WAIT_POLICY ?= passive
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SHELL := /bin/bash
+CXX_FILES = $(shell find csrc python_bindings tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+PY_FILES = bigkernels build_backend tests $(wildcard benchmarks) setup.py
+
+.PHONY: build test test-full test-abi lint format demo bench clean
+
+build: $(READY)
+	@$(RUN) setup.py -q build_native --inplace
+
+test: build
+	$(RUN) -m pytest -q $(ARGS)
+
+test-full: build
+	$(RUN) -m pytest -q -m "full or not full" $(ARGS)
+
+# One binary for every torch: the libraries built here, loaded by the oldest supported torch.
+test-abi: build .venv-abi/.ready
+	.venv-abi/bin/python -m pytest -q $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run --Werror $(CXX_FILES))
+	$(RUN) tests/check_sizes.py
+
+format: $(READY)
+	$(BIN)/ruff check --fix -q .
+	$(BIN)/ruff format -q .
+	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
+
+demo: build
+	$(RUN) -m bigkernels.cli demo $(ARGS)
+
+bench: build
+	$(RUN) -m pytest -q benchmarks --benchmark-enable $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info bigkernels/*.so bigkernels/_build_info.json
+
+# torch first: a resolver that is free to choose would take another one. Triton's CPU interpreter
+# lets the Triton kernels be tested without a GPU; CUDA builds of torch bring their own.
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q "$(TORCH)"
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install -q triton==3.6.0
+	$(BIN)/python -m pip install -q -e ".[dev,hf]"
+	@touch $@
+
+.venv-abi/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-abi
+	.venv-abi/bin/python -m pip install -q torch==2.11.0
+	.venv-abi/bin/python -m pip install -q "numpy<2.4" pytest pytest-timeout pytest-benchmark hypothesis
+	@touch $@
