@@ -22,7 +22,6 @@ import toolchain  # noqa: E402
 
 OPS, CUDA = "_C.so", "libbigkernels_cuda.so"
 NATIVE = f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
-TORCH_TARGET = "0x020b000000000000"  # the stable ABI of torch 2.11: one binary for all newer ones
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq"
 FLAGS = {  # the only files that may use more than baseline x86-64, and the only OpenMP
@@ -39,33 +38,28 @@ class Plan:
     def __init__(self, folder: Path) -> None:
         self.folder, self.libraries, self.lines = folder, [], []
         self.tools = tools = toolchain.survey(OPS, NATIVE, CUDA)
-        variables = {
-            "builddir": folder,
-            "launcher": shutil.which("ccache") or "",
-            "cxx": tools.cxx,
-            "nvcc": tools.nvcc,
-            "cuda_targets": tools.cuda_targets,
-            "user_cxxflags": os.environ.get("CXXFLAGS", ""),
-            "user_ldflags": os.environ.get("LDFLAGS", ""),
-        }
-        self.lines += [f"{name} = {value}" for name, value in variables.items()]
+        self.lines += [f"builddir = {folder}", f"launcher = {shutil.which('ccache') or ''}"]
+        self.lines += [
+            f"{name} = {getattr(tools, name)}" for name in ("cxx", "nvcc", "cuda_targets")
+        ]
+        self.lines += [
+            f"user_{n.lower()} = {os.environ.get(n, '')}" for n in ("CXXFLAGS", "LDFLAGS")
+        ]
         self.lines.append("include build_backend/rules.ninja")
         kernels = self.compile(Path("csrc").rglob("*.cpp"))
         module = set(Path("python_bindings").glob("module.cpp"))
         includes = " ".join(f"-isystem {include}" for include in tools.native_includes)
         self.link(NATIVE, self.compile(module, includes), kernels)
         front_ends = set(Path("python_bindings").glob("*.cpp")) - module
-        torch = f"-isystem {tools.torch}/include -DTORCH_TARGET_VERSION={TORCH_TARGET}"
-        libs = f"-L{tools.torch}/lib -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10"
-        libs += " -Wl,-rpath,'$$ORIGIN/../torch/lib'"
+        torch = f"-isystem {tools.torch}/include -DTORCH_TARGET_VERSION={toolchain.TORCH_TARGET}"
+        libs = f"-L{tools.torch}/lib -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10 $torch_rpath"
         self.link(OPS, self.compile(front_ends, torch), kernels, libs)
         self.link(CUDA, self.compile(Path("csrc").rglob("*.cu"), rule="cu"), rule="culink")
 
     def compile(self, sources, flags="", rule="cxx"):
         objects = {f"{self.folder}/{source}.o": str(source) for source in sorted(sources)}
         for out, source in objects.items():
-            self.lines += [f"build {out}: {rule} {source}"]
-            self.lines += [f"  flags = {FLAGS.get(source, flags)}"]
+            self.lines += [f"build {out}: {rule} {source}", f"  flags = {FLAGS.get(source, flags)}"]
         return list(objects)
 
     def link(self, name, objects, kernels=(), libs="", rule="link"):
@@ -92,15 +86,15 @@ class Plan:
             else:
                 (target / name).unlink(missing_ok=True)
                 print(f"{name} is not built: {self.tools.missing[name]}", file=sys.stderr)
-        info = {**self.tools.info, "torch_target_version": TORCH_TARGET}
-        info |= {"built": self.libraries, "not_built": self.tools.missing}
+        info = {**self.tools.info, "built": self.libraries, "not_built": self.tools.missing}
         (target / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")
 
 
 class BuildNative(Command):
     """Sub-command of `build`; editable installs run it in place."""
 
-    user_options = [("inplace", "i", "build into bigkernels/"), ("build-temp=", "t", "objects")]
+    user_options = [("inplace", "i", "into bigkernels/")]  # noqa: RUF012
+    user_options += [("build-temp=", "t", "objects")]
     user_options += [("build-lib=", "b", "folder of the package that gets the libraries")]
 
     def initialize_options(self):
@@ -113,9 +107,6 @@ class BuildNative(Command):
     def run(self):
         in_tree = self.inplace or self.editable_mode
         Plan(Path(self.build_temp)).run(Path("" if in_tree else self.build_lib, "bigkernels"))
-
-    get_outputs = get_source_files = lambda self: []
-    get_output_mapping = lambda self: {}
 
 
 class NativeDistribution(Distribution):

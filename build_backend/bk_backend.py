@@ -1,8 +1,8 @@
 """PEP 517 backend: setuptools, with the torch that is already installed.
 
 torch is not a build requirement: pip's isolated environment would download gigabytes of the newest
-build. setup.py looks for headers and libraries in the environment being installed into instead; with
-none there, the package is built without native code and says so.
+one. setup.py finds headers and libraries in the environment being installed into instead; with no
+torch there, the package is built without native code and says so.
 """
 
 from __future__ import annotations

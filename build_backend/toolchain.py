@@ -6,6 +6,7 @@ build inside pip's isolated environment sees the torch of the environment it ins
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 import platform
@@ -19,9 +20,11 @@ from pathlib import Path
 
 OLDEST_TORCH = (2, 11)
 OLDEST_NVCC = (12, 4)
+# The stable ABI of the oldest torch: one binary for it and all newer ones.
+TORCH_TARGET = "0x020b000000000000"
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """A part that cannot be built here; the text is the reason shown to the user."""
 
 
@@ -48,7 +51,7 @@ def _system_site_packages() -> bool:
 
 
 def find_torch() -> tuple[Path, str]:
-    """Folder and version of the installed torch; raises Missing."""
+    """Folder and version of the installed torch; raises MissingError."""
     for folder in _site_folders():
         path = Path(folder, "torch")
         if not (path / "version.py").is_file():
@@ -57,33 +60,35 @@ def find_torch() -> tuple[Path, str]:
         version = re.search(r"__version__\s*=\s*['\"]([^'\"]+)", text)
         number = tuple(int(n) for n in re.findall(r"\d+", version.group(1))[:2]) if version else ()
         if number < OLDEST_TORCH:
-            raise Missing(f"torch in {path} is older than {'.'.join(map(str, OLDEST_TORCH))}")
+            raise MissingError(f"torch in {path} is older than {'.'.join(map(str, OLDEST_TORCH))}")
         return path, version.group(1)
-    raise Missing("torch is not installed; install torch first, then bigkernels again")
+    raise MissingError("torch is not installed; install torch first, then bigkernels again")
 
 
 def find_compiler() -> tuple[str, str]:
-    """C++ compiler and the first line of its version; raises Missing."""
+    """C++ compiler and the first line of its version; raises MissingError."""
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
-        raise Missing(f"the native kernels are for Linux on x86-64, not {sysconfig.get_platform()}")
+        raise MissingError(
+            f"the native kernels are for Linux on x86-64, not {sysconfig.get_platform()}"
+        )
     name = os.environ.get("CXX", "g++")
     if not shutil.which(name.split()[-1]):
-        raise Missing(f"no C++ compiler: {name} is not on the PATH")
+        raise MissingError(f"no C++ compiler: {name} is not on the PATH")
     probe = "#include <concepts>\n#include <omp.h>\nint main() { return omp_get_max_threads(); }\n"
     command = [*name.split(), "-std=c++20", "-fopenmp", "-mavx512f", "-x", "c++", "-fsyntax-only"]
     if subprocess.run([*command, "-"], input=probe, text=True, capture_output=True).returncode:
-        raise Missing(f"{name} cannot compile C++20 with OpenMP for x86-64")
+        raise MissingError(f"{name} cannot compile C++20 with OpenMP for x86-64")
     version = subprocess.run([*name.split(), "--version"], text=True, capture_output=True).stdout
     return name, version.partition("\n")[0]
 
 
 def find_nvcc() -> tuple[str, str]:
-    """nvcc and its version, as BIGKERNELS_CUDA=auto|0|1 asks; raises Missing (SystemExit for 1)."""
+    """nvcc and its version, as BIGKERNELS_CUDA=auto|0|1 asks; raises MissingError."""
     want = os.environ.get("BIGKERNELS_CUDA", "auto")
     if want not in ("auto", "0", "1"):
         raise SystemExit(f"BIGKERNELS_CUDA must be auto, 0 or 1, not {want!r}")
     if want == "0":
-        raise Missing("BIGKERNELS_CUDA=0")
+        raise MissingError("BIGKERNELS_CUDA=0")
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     places = [shutil.which(os.path.join(h, "bin", "nvcc")) for h in homes if h]
     nvcc = next(filter(None, [*places[:-1], shutil.which("nvcc"), places[-1]]), None)
@@ -96,7 +101,7 @@ def find_nvcc() -> tuple[str, str]:
         reason = f"{nvcc} is older than {'.'.join(map(str, OLDEST_NVCC))}"
     if want == "1":
         raise SystemExit(f"BIGKERNELS_CUDA=1, but {reason}")
-    raise Missing(reason)
+    raise MissingError(reason)
 
 
 def cuda_architectures() -> list[str]:
@@ -119,7 +124,7 @@ def cuda_architectures() -> list[str]:
 
 
 def find_ninja() -> str:
-    """The ninja of the build requirements, or the system's; raises Missing."""
+    """The ninja of the build requirements, or the system's; raises MissingError."""
     try:
         import ninja
 
@@ -127,18 +132,18 @@ def find_ninja() -> str:
     except ImportError:
         if found := shutil.which("ninja"):
             return found
-    raise Missing("ninja is not installed")
+    raise MissingError("ninja is not installed")
 
 
 def find_pybind11() -> list[str]:
-    """Include folders of pybind11 and Python; raises Missing."""
+    """Include folders of pybind11 and Python; raises MissingError."""
     try:
         import pybind11
     except ImportError:
-        raise Missing("pybind11 is not installed") from None
+        raise MissingError("pybind11 is not installed") from None
     python = sysconfig.get_path("include")
     if not os.path.isfile(os.path.join(python, "Python.h")):
-        raise Missing(f"Python.h is not in {python}")
+        raise MissingError(f"Python.h is not in {python}")
     return [pybind11.get_include(), python]
 
 
@@ -156,26 +161,27 @@ class Tools:
     info: dict[str, object] = field(default_factory=dict)
 
 
+@functools.cache
 def survey(ops: str, native: str, cuda: str) -> Tools:
     """Look for the tools of the three libraries, given their file names."""
-    tools = Tools()
+    tools = Tools(info={"torch_target_version": TORCH_TARGET})
     try:
         tools.ninja = find_ninja()
         tools.cxx, tools.info["compiler"] = find_compiler()
         tools.torch, tools.info["torch"] = find_torch()
-    except Missing as reason:
+    except MissingError as reason:
         tools.missing = {name: str(reason) for name in (ops, native, cuda)}
         return tools
     try:
         tools.native_includes = find_pybind11()
-    except Missing as reason:
+    except MissingError as reason:
         tools.missing[native] = str(reason)
     try:
         tools.nvcc, tools.info["nvcc"] = find_nvcc()
         architectures = cuda_architectures()
         tools.info["cuda_architectures"] = architectures
         tools.cuda_targets = " ".join(map(_gencode, architectures))
-    except Missing as reason:
+    except MissingError as reason:
         tools.missing[cuda] = str(reason)
     return tools
 
