@@ -1,0 +1,197 @@
+"""Which drawer serves a call, and why the others do not.
+
+A room offers drawers in a fixed order; the first whose ``limits(facts)`` is empty serves the call. A drawer
+that was asked for by name never falls back: it serves, or ``Unsupported`` says why it cannot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import importlib
+import os
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from bigkernels import library
+
+ORDER = ("cuda", "triton", "cpu", "reference")
+_DEVICES = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu"}
+
+
+class Unsupported(RuntimeError):
+    """A backend was asked for by name and cannot serve the call; the message gives its reasons."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What would serve a call and why not the others; ``print`` it.
+
+    Attributes:
+        room: the operation.
+        facts: what the choice depends on.
+        chosen: the backend that serves the call.
+        refusals: for each other backend the reasons why it does not.
+        notes: what else is worth knowing of the chosen path.
+    """
+
+    room: str
+    facts: tuple[Any, ...]
+    chosen: str
+    refusals: dict[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.room}: {self.chosen}"]
+        lines += [f"  not {name}: {'; '.join(why)}" for name, why in self.refusals.items() if why]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One call seen by ``trace()``: the room, the backend that served it, the facts it was chosen by."""
+
+    room: str
+    backend: str
+    facts: tuple[Any, ...]
+
+
+def _environment_backend() -> str | None:
+    name = os.environ.get("BIGKERNELS_BACKEND") or None
+    if name is not None and name not in ORDER:
+        raise ValueError(f"BIGKERNELS_BACKEND: {name!r} is not one of {', '.join(ORDER)}")
+    return name
+
+
+_FROM_ENVIRONMENT = _environment_backend()
+_INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("bigkernels_backend", default=None)
+_records: contextvars.ContextVar[list[Record] | None] = contextvars.ContextVar(
+    "bigkernels_records", default=None
+)
+_chosen: dict[tuple[Any, ...], str] = {}
+_DRAWERS: dict[tuple[str, str], types.ModuleType] = {}
+
+
+def register(room: str, backends: tuple[str, ...]) -> None:
+    """Called once by each room's ``api.py``: imports its drawers (which must not import triton at their top)."""
+    for name in (*backends, "reference"):
+        _DRAWERS[room, name] = importlib.import_module(f"bigkernels.ops.{room}.{name}")
+
+
+def check_name(backend: str | None) -> None:
+    """Raises ValueError unless ``backend`` is None or a backend's name."""
+    if backend is not None and backend not in ORDER:
+        raise ValueError(f"backend: {backend!r} is not one of {', '.join(ORDER)}")
+
+
+def refusals(room: str, backend: str, facts: Any, forced: bool = False) -> tuple[str, ...]:
+    """The reasons why ``backend`` does not serve a call with these facts; empty if it does."""
+    if (room, backend) not in _DRAWERS:
+        return (f"{room} has no {backend} kernels",)
+    if backend == "reference":
+        return ()
+    if facts.device != _DEVICES[backend]:
+        if not (backend == "triton" and facts.device == "cpu" and _INTERPRET):
+            return (f"device {facts.device} is not {_DEVICES[backend]}",)
+        if not forced:
+            return ("the interpreter runs only when asked for",)
+    if backend == "cpu" and library.extension_error is not None:
+        return (library.extension_error,)
+    reasons: tuple[str, ...] = _DRAWERS[room, backend].limits(facts)
+    return reasons
+
+
+def _first(room: str, facts: Any, forced: str | None) -> str:
+    if forced is not None:
+        reasons = refusals(room, forced, facts, forced=True)
+        if reasons:
+            raise Unsupported(f"{room}: backend {forced} does not take this call: {'; '.join(reasons)}")
+        return forced
+    for name in ORDER:
+        if not refusals(room, name, facts):
+            return name
+    raise AssertionError("the reference has no limits")
+
+
+def choose(room: str, facts: Any, backend: str | None = None) -> str:
+    """Name of the drawer that serves a call; ``backend`` forces one.
+
+    Raises:
+        Unsupported: the forced backend cannot serve the call.
+        ValueError: the forced backend does not exist.
+    """
+    if torch.compiler.is_compiling():  # pure while compiling: no cache, no record
+        check_name(backend)
+        return _first(room, facts, backend or _forced.get() or _FROM_ENVIRONMENT)
+    forced = backend or _forced.get() or _FROM_ENVIRONMENT
+    key = (room, facts, forced)
+    name = _chosen.get(key)
+    if name is None:
+        check_name(backend)
+        name = _chosen[key] = _first(room, facts, forced)
+    records = _records.get()
+    if records is not None:
+        records.append(Record(room, name, facts))
+    return name
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Forces one backend for all calls inside the ``with`` block (this thread or task only).
+
+    Raises:
+        ValueError: no such backend.
+        Unsupported: from a call inside that the backend cannot serve.
+    """
+    if name not in ORDER:
+        raise ValueError(f"name: {name!r} is not one of {', '.join(ORDER)}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+@contextlib.contextmanager
+def trace() -> Iterator[list[Record]]:
+    """Records which backend served each call made inside the ``with`` block; yields the growing list."""
+    records: list[Record] = []
+    token = _records.set(records)
+    try:
+        yield records
+    finally:
+        _records.reset(token)
+
+
+def explain(room: str, *args: Any, **kwargs: Any) -> Explanation:
+    """What would serve ``room``'s public function for these arguments, and why not the others.
+
+    Args:
+        room: "attention", "varlen_attn", "layer_norm", "add_layer_norm" or "ffn".
+        args, kwargs: exactly the public function's arguments.
+
+    Raises:
+        ValueError: unknown room, or what the public function would raise.
+    """
+    from bigkernels.ops import catalog
+
+    if room not in catalog.FACTS:
+        raise ValueError(f"room: {room!r} is not one of {', '.join(catalog.FACTS)}")
+    home, facts_of, notes_of = catalog.FACTS[room]
+    forced = kwargs.pop("backend", None) or _forced.get() or _FROM_ENVIRONMENT
+    check_name(forced)
+    facts = facts_of(*args, **kwargs)
+    why = {name: refusals(home, name, facts, forced=forced == name) for name in ORDER}
+    if forced is not None:
+        chosen = _first(home, facts, forced)
+        others = {n: why[n] or (f"{forced} was asked for",) for n in ORDER if n != chosen}
+    else:
+        chosen = next(name for name in ORDER if not why[name])
+        others = {n: why[n] or (f"{chosen} comes first",) for n in ORDER if n != chosen}
+    return Explanation(room, facts, chosen, others, notes_of(facts, chosen))

@@ -1,0 +1,64 @@
+"""The hallway's only door to native code: loads ``_C.so``, defines every op's schema, registers every fake.
+
+Schemas live in the rooms' ``contract.py`` and nowhere else. An op is named
+``bigkernels::<room>_<direction>_<backend>``; it exists for the backends its room lists.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+
+import torch
+
+ROOMS = ("layer_norm", "attention", "ffn")
+
+LIBRARY = torch.library.Library("bigkernels", "FRAGMENT")
+
+
+def _load_extension() -> str | None:
+    """Loads the compiled front ends; returns why they could not be loaded, or None."""
+    path = pathlib.Path(__file__).with_name("_C.so")
+    if not path.exists():
+        return "the C++ extension is not built (pure Python install)"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"the C++ extension does not load: {str(error).splitlines()[0]}"
+    return None
+
+
+def _philox_seed(like: torch.Tensor) -> torch.Tensor:
+    # random_() with these bounds draws all 63 non-negative bits from the device's own generator,
+    # so torch.manual_seed, checkpointing and torch.compile see one and the same stream.
+    return torch.empty((), dtype=torch.int64, device=like.device).random_()
+
+
+def _define() -> None:
+    # Tagged as random so that compilers and checkpointing neither drop, merge nor replay it blindly.
+    LIBRARY.define("philox_seed(Tensor like) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+    LIBRARY.impl("philox_seed", _philox_seed, "CompositeExplicitAutograd")
+    torch.library.register_fake(
+        "bigkernels::philox_seed",
+        lambda like: torch.empty((), dtype=torch.int64, device=like.device),
+        lib=LIBRARY,
+    )
+    for room in ROOMS:
+        contract = importlib.import_module(f"bigkernels.ops.{room}.contract")
+        for name, schema in contract.SCHEMAS.items():
+            for backend in contract.BACKENDS:
+                LIBRARY.define(f"{name}_{backend}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+                torch.library.register_fake(
+                    f"bigkernels::{name}_{backend}", contract.FAKES[name], lib=LIBRARY
+                )
+
+
+def kernels(name: str, backends: tuple[str, ...]) -> dict[str, torch._ops.OpOverload]:
+    """The op ``name`` (for example "layer_norm_forward") of each backend, ready to call."""
+    return {b: getattr(torch.ops.bigkernels, f"{name}_{b}").default for b in backends}
+
+
+extension_error: str | None = _load_extension()
+"""Why the C++ kernels are missing, or None when they are loaded."""
+
+_define()

@@ -1,0 +1,1 @@
+"""One room per operation; see docs/design.md section 2."""

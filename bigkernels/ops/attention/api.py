@@ -1,0 +1,262 @@
+"""Public functions of the attention room: the choice of a drawer, autograd. Checks are in ``arguments.py``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigkernels import backends, library
+from bigkernels.ops import checks, dropout
+from bigkernels.ops.attention import arguments, contract, reference
+from bigkernels.ops.attention.arguments import Call
+from bigkernels.ops.attention.contract import Facts
+
+_OPS = {name: library.kernels(name, contract.BACKENDS) for name in contract.SCHEMAS}
+backends.register("attention", contract.BACKENDS)
+
+
+def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
+    """Remarks for ``explain``."""
+    return ("builds the whole score matrix",) if chosen == "reference" else ()
+
+
+def _reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, flags: tuple[Any, ...]) -> Any:
+    lengths, cu_q, cu_k, _, _, *rest = flags
+    if cu_q is None:
+        return reference.dense(q, k, v, mask, lengths, *rest)
+    return reference.packed(q, k, v, cu_q, cu_k, *rest)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        key_lengths: Tensor | None,
+        cu_seq_q: Tensor | None,
+        cu_seq_k: Tensor | None,
+        max_q: int,
+        max_k: int,
+        scale: float,
+        causal: int,
+        window_left: int,
+        window_right: int,
+        softcap: float,
+        alibi_slopes: Tensor | None,
+        sinks: Tensor | None,
+        dropout_p: float,
+        seed: Tensor | None,
+        offset: Tensor | None,
+        rows: Tensor | None,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        plain = (scale, causal, window_left, window_right, softcap)
+        out, lse = _OPS["attention_forward"][backend](
+            q, k, v, mask, key_lengths, cu_seq_q, cu_seq_k, max_q, max_k, *plain, alibi_slopes, sinks,
+            dropout_p, seed, offset, rows,
+        )  # fmt: skip
+        ctx.save_for_backward(
+            q, k, v, out, lse, mask, key_lengths, cu_seq_q, cu_seq_k, alibi_slopes, sinks, seed, offset, rows
+        )
+        ctx.maxima, ctx.plain, ctx.dropout_p, ctx.backend = (max_q, max_k), plain, dropout_p, backend
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, out, lse, mask, lengths, cu_q, cu_k, slopes, sinks, seed, offset, rows = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:4]
+        flags = (
+            lengths, cu_q, cu_k, *ctx.maxima, *ctx.plain, slopes, sinks, ctx.dropout_p, seed, offset, rows,
+        )  # fmt: skip
+        if checks.recomputing():
+            found = checks.differentiate(
+                lambda q, k, v, m: _reference(q, k, v, m, flags), (q, k, v, mask), needs, (dout, dlse)
+            )
+            return (*found, *(None,) * 17)
+        if dout is None:
+            dout = torch.zeros_like(out)
+        dq, dk, dv, dmask = _OPS["attention_backward"][ctx.backend](
+            dout, dlse, q, k, v, out, lse, mask, *flags, needs[3]
+        )
+        return (
+            dq if needs[0] else None,
+            dk if needs[1] else None,
+            dv if needs[2] else None,
+            dmask if needs[3] else None,
+            *(None,) * 17,
+        )
+
+
+def _facts(call: Call) -> Facts:
+    q, k, v, mask = call.q, call.k, call.v, call.mask
+    grad = torch.is_grad_enabled()
+    mask_grad = grad and mask is not None and mask.requires_grad
+    return Facts(
+        device=q.device.type,
+        dtype=q.dtype,
+        head_dim=q.shape[-1],
+        head_dim_v=v.shape[-1],
+        packed=call.cu_seq_q is not None,
+        grouped=q.shape[-3 if q.dim() == 4 else -2] != k.shape[-3 if k.dim() == 4 else -2],
+        mask="none" if mask is None else "bool" if mask.dtype == torch.bool else "float",
+        mask_grad=mask_grad,
+        causal=call.causal,
+        window=call.window_left >= 0 or call.window_right >= 0,
+        lengths=call.key_lengths is not None,
+        dropout=call.dropout_p > 0.0,
+        softcap=call.softcap > 0.0,
+        alibi=call.alibi_slopes is not None,
+        sinks=call.sinks is not None,
+        needs_grad=mask_grad or (grad and (q.requires_grad or k.requires_grad or v.requires_grad)),
+    )
+
+
+def _run(call: Call, seed: int | Tensor | None, offset: int | Tensor | None, backend: str | None) -> Any:
+    facts = _facts(call)
+    name = backends.choose("attention", facts, backend)
+    if call.dropout_p > 0.0 or seed is not None or offset is not None:
+        seed, offset = dropout.seeds(seed, offset, call.q, call.dropout_p)
+    flags = (*call[4:-1], seed, offset, call.rows)
+    if name == "reference" or checks.through_reference():
+        return _reference(call.q, call.k, call.v, call.mask, flags)
+    if facts.needs_grad:
+        return _Attention.apply(call.q, call.k, call.v, call.mask, *flags, name)
+    return _OPS["attention_forward"][name](call.q, call.k, call.v, call.mask, *flags)
+
+
+def attention_facts(*args: Any, **kwargs: Any) -> Facts:
+    """The facts by which ``scaled_dot_product_attention`` chooses its drawer; takes its arguments."""
+    for name in ("seed", "offset", "return_lse"):
+        kwargs.pop(name, None)
+    return _facts(arguments.dense_call(*args, **kwargs)[0])
+
+
+def varlen_facts(*args: Any, **kwargs: Any) -> Facts:
+    """The facts by which ``varlen_attn`` chooses its drawer; takes its arguments."""
+    for name in ("seed", "offset", "return_aux"):
+        kwargs.pop(name, None)
+    return _facts(arguments.packed_call(*args, **kwargs))
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    key_lengths: Tensor | None = None,
+    window: int | tuple[int, int] | None = None,
+    causal_alignment: str = "top_left",
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    seed: int | Tensor | None = None,
+    offset: int | Tensor | None = None,
+    rows: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Any:
+    """Attention without ever storing the score matrix; matches ``F.scaled_dot_product_attention``.
+
+    Args:
+        query: (..., H, Lq, D), float32, bfloat16, float16 or float64, any strides.
+        key, value: (..., Hkv, Lk, D) and (..., Hkv, Lk, Dv), of query's dtype; Hkv == H unless enable_gqa.
+        attn_mask: broadcastable to (..., H, Lq, Lk): bool (True = attend) or additive, of query's dtype or float32;
+            an additive one gets its gradient. Combines with is_causal.
+        dropout_p: probability of dropping a weight; no ``training`` flag: pass 0.0 for evaluation.
+        is_causal: query i sees keys j <= i, or j <= i + Lk - Lq with ``causal_alignment="bottom_right"``.
+        scale: of the scores, default 1 / sqrt(D).
+        enable_gqa: H may be a multiple of Hkv.
+        key_lengths: (B,) int32 or int64; keys from that position on are off.
+        window: w or (left, right): only keys within that distance of the diagonal; -1 = unbounded.
+        causal_alignment: "top_left" (torch's) or "bottom_right"; holds for the window too.
+        softcap: scores become ``softcap * tanh(scores / softcap)``; 0.0 = off.
+        alibi_slopes: (H,), subtracts slope * distance from the diagonal.
+        sinks: (H,), one more score in each row's denominator.
+        seed, offset: int or int64 (); equal values drop equal weights. None draws a seed, offset 0.
+        rows: int64 (B * Lq,), ``b << 32 | i`` of each query, default its own place.
+        return_lse: also return the natural log-sum-exp of the scores, (..., H, Lq), differentiable.
+        backend: forces a backend ("cuda", "triton", "cpu", "reference").
+
+    Returns:
+        (..., H, Lq, Dv) in query's dtype and dimension order, or (out, lse). A query without any key gets zeros
+        and lse -inf, and its gradients are zero.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, range or device.
+        Unsupported: the forced backend cannot serve the call.
+    """
+    call, leading = arguments.dense_call(
+        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
+        key_lengths=key_lengths, window=window, causal_alignment=causal_alignment, softcap=softcap,
+        alibi_slopes=alibi_slopes, sinks=sinks, rows=rows,
+    )  # fmt: skip
+    out, lse = _run(call, seed, offset, backend)
+    if leading is not None:
+        out, lse = out.reshape(*leading, *out.shape[-2:]), lse.reshape(*leading, lse.shape[-1])
+    return (out, lse) if return_lse else out
+
+
+def varlen_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int | None = None,
+    max_k: int | None = None,
+    *,
+    return_aux: Any = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+    is_causal: bool = False,
+    dropout_p: float = 0.0,
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    seed: int | Tensor | None = None,
+    offset: int | Tensor | None = None,
+    rows: Tensor | None = None,
+    backend: str | None = None,
+) -> Any:
+    """Attention over packed sequences; matches ``torch.nn.attention.varlen.varlen_attn``, on the CPU too.
+
+    Args:
+        query: (T, H, D), the sequences one after another.
+        key, value: (Tk, Hkv, D) and (Tk, Hkv, Dv).
+        cu_seq_q, cu_seq_k: (B + 1,) int32 or int64, 0 and then the ends of the sequences.
+        max_q, max_k: longest sequence; None = not known.
+        return_aux: an object with a true ``lse`` attribute (torch's AuxRequest) adds lse (H, T) to the result.
+        scale: of the scores, default 1 / sqrt(D).
+        window_size: (left, right) around the bottom-right diagonal, -1 = unbounded; (-1, 0) is causal.
+        enable_gqa: H may be a multiple of Hkv.
+        is_causal: the same as window_size=(-1, 0): query i sees keys j <= i + Lk - Lq.
+        dropout_p, softcap, alibi_slopes, sinks, seed, offset: as in ``scaled_dot_product_attention``.
+        rows: int64 (T,), ``b << 32 | i`` of each query as the user passed the batch, for dropout.
+        backend: forces a backend.
+
+    Returns:
+        (T, H, Dv), or (out, lse).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, range or device.
+        Unsupported: the forced backend cannot serve the call.
+    """
+    call = arguments.packed_call(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size,
+        enable_gqa=enable_gqa, is_causal=is_causal, dropout_p=dropout_p, softcap=softcap,
+        alibi_slopes=alibi_slopes, sinks=sinks, rows=rows,
+    )  # fmt: skip
+    out, lse = _run(call, seed, offset, backend)
+    return (out, lse) if return_aux is not None and return_aux.lse else out

@@ -1,0 +1,258 @@
+"""What users pass, checked and brought into the one form the drawers take."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bigkernels.ops import checks
+from bigkernels.ops.attention import contract
+
+_ALIGNMENTS = ("top_left", "bottom_right")
+
+
+class Call(NamedTuple):
+    """One checked call; the order of the fields is the schema's, without seed and offset."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None  # 4-D, each size 1 or full
+    key_lengths: Tensor | None
+    cu_seq_q: Tensor | None
+    cu_seq_k: Tensor | None
+    max_q: int
+    max_k: int
+    scale: float
+    causal: int
+    window_left: int
+    window_right: int
+    softcap: float
+    alibi_slopes: Tensor | None
+    sinks: Tensor | None
+    dropout_p: float
+    rows: Tensor | None
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def _check_qkv(query: Tensor, key: Tensor, value: Tensor) -> None:
+    checks.check_float_tensor("query", query)
+    if type(key) is not Tensor or key.dtype != query.dtype or key.device != query.device:
+        checks.check_like("key", key, "query", query)
+    if type(value) is not Tensor or value.dtype != query.dtype or value.device != query.device:
+        checks.check_like("value", value, "query", query)
+
+
+def _check_sizes(q: Tensor, k: Tensor, v: Tensor, heads_dim: int, length_dim: int, gqa: bool) -> None:
+    qs, ks, vs = q.shape, k.shape, v.shape
+    if qs[-1] != ks[-1] or qs[-1] == 0:
+        raise ValueError(f"key: shape {tuple(ks)}, expected the last dimension of query {tuple(qs)}, at least 1")
+    if ks[length_dim] != vs[length_dim] or vs[-1] == 0:
+        raise ValueError(f"value: shape {tuple(vs)}, expected as many positions as key {tuple(ks)}")
+    heads, kv = qs[heads_dim], ks[heads_dim]
+    if heads == 0:
+        raise ValueError(f"query: shape {tuple(qs)} has no heads")
+    if kv != vs[heads_dim]:
+        raise ValueError(f"value: shape {tuple(vs)}, expected as many heads as key {tuple(ks)}")
+    if heads != kv and not (gqa and kv > 0 and heads % kv == 0):
+        hint = "a divisor of" if gqa else "enable_gqa=True or"
+        raise ValueError(f"key: {kv} heads, expected {hint} query's {heads}")
+
+
+def _scale(scale: float | None, head_dim: int) -> float:
+    if scale is None:
+        return float(head_dim**-0.5)
+    checks.check_number("scale", scale)
+    return float(scale)
+
+
+def _window(name: str, window: object) -> tuple[int, int]:
+    pair = (window, window) if isinstance(window, int) else window
+    if (
+        not isinstance(pair, (tuple, list))
+        or len(pair) != 2
+        or any(isinstance(w, bool) or not isinstance(w, (int, torch.SymInt)) for w in pair)
+    ):
+        raise TypeError(f"{name}: expected (left, right) integers, got {window!r}")
+    if min(pair) < -1:
+        raise ValueError(f"{name}: got {tuple(pair)}, expected -1 (unbounded) or more")
+    return pair[0], pair[1]
+
+
+def _mask_4d(mask: Tensor, q: Tensor, keys: int, leading: torch.Size | None) -> Tensor:
+    checks.check_like("attn_mask", mask, "query", q, torch.bool, torch.float32)
+    full = (*(leading if leading is not None else q.shape[:2]), q.shape[-2], keys)
+    if mask.dim() > len(full) or any(
+        m not in (1, f) for m, f in zip(reversed(mask.shape), reversed(full), strict=False)
+    ):
+        raise ValueError(f"attn_mask: shape {tuple(mask.shape)} does not broadcast to {full}")
+    if mask.dim() > 4:
+        return mask.expand(full).reshape(-1, *full[-3:])
+    if leading is not None and mask.dim() == 4 and len(full) > 4 and mask.shape[0] != 1:
+        return mask.expand(full).reshape(-1, *full[-3:])
+    return mask[(None,) * (4 - mask.dim())] if mask.dim() < 4 else mask
+
+
+def _readable(x: Tensor) -> bool:
+    """Whether x's values can be read now at no cost: on the CPU, real, not being compiled."""
+    return x.device.type == "cpu" and type(x) is Tensor and not checks.through_reference() and not (
+        torch.compiler.is_compiling()
+    )
+
+
+def _check_lengths(name: str, lengths: object, q: Tensor, shape: tuple[int, ...]) -> None:
+    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
+        kind = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise TypeError(f"{name}: expected an int32 or int64 tensor, got {kind}")
+    if tuple(lengths.shape) != shape:
+        raise ValueError(f"{name}: shape {tuple(lengths.shape)}, expected {shape}")
+    if lengths.device != q.device:
+        raise ValueError(f"{name}: device {lengths.device}, but query is on {q.device}")
+
+
+def _check_cu_seq(name: str, cu: Tensor, q: Tensor, batch: int | None, total: int, packed: str) -> None:
+    size = cu.shape[0] if isinstance(cu, Tensor) and cu.dim() == 1 and batch is None else (batch or 0) + 1
+    _check_lengths(name, cu, q, (size,))
+    if size < 1:
+        raise ValueError(f"{name}: shape (0,), expected (B + 1,)")
+    if _readable(cu):
+        ends = cu.tolist()
+        if ends[0] != 0 or ends[-1] != total or any(a > b for a, b in zip(ends, ends[1:], strict=False)):
+            raise ValueError(f"{name}: expected 0, then rising ends up to {packed}'s {total} tokens")
+
+
+def _check_extras(q: Tensor, heads: int, softcap: float, slopes: Tensor | None, sinks: Tensor | None) -> None:
+    if softcap != 0.0:
+        checks.check_number("softcap", softcap, 0.0)
+    for name, value in (("alibi_slopes", slopes), ("sinks", sinks)):
+        if value is not None:
+            checks.check_parameter(name, value, "query", q, (heads,))
+
+
+def _to_4d(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, torch.Size | None]:
+    """(B, H, L, D) views of inputs of other ranks or broadcastable batches, and query's leading dims."""
+    rank = q.dim()
+    for name, x in (("query", q), ("key", k), ("value", v)):
+        if x.dim() != rank or rank < 2:
+            raise ValueError(f"{name}: shape {tuple(x.shape)}, expected (..., H, L, D) of one rank")
+    if rank == 4 and q.shape[0] == k.shape[0] == v.shape[0]:
+        return q, k, v, None
+    if rank < 4:
+        lift = (None,) * (4 - rank)
+        return q[lift], k[lift], v[lift], q.shape[:-2]
+    try:
+        batch = torch.broadcast_shapes(q.shape[:-3], k.shape[:-3], v.shape[:-3])
+    except RuntimeError:
+        raise ValueError(
+            f"key, value: batch {tuple(k.shape[:-3])}, {tuple(v.shape[:-3])} do not fit query's {tuple(q.shape[:-3])}"
+        ) from None
+    q, k, v = (x.expand(*batch, *x.shape[-3:]) for x in (q, k, v))
+    leading = q.shape[:-2]
+    return q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4), leading
+
+
+def dense_call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    key_lengths: Tensor | None = None,
+    window: int | tuple[int, int] | None = None,
+    causal_alignment: str = "top_left",
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    rows: Tensor | None = None,
+) -> tuple[Call, torch.Size | None]:
+    """Checks the arguments of ``scaled_dot_product_attention``; also query's leading dims unless it is 4-D."""
+    _check_qkv(query, key, value)
+    q, k, v = _autocast(query, key, value)
+    q, k, v, leading = _to_4d(q, k, v)
+    _check_sizes(q, k, v, 1, 2, enable_gqa)
+    mask = None if attn_mask is None else _mask_4d(attn_mask, q, k.shape[2], leading)
+    if causal_alignment not in _ALIGNMENTS:
+        raise ValueError(f"causal_alignment: {causal_alignment!r} is not one of {', '.join(_ALIGNMENTS)}")
+    bottom_right = causal_alignment == "bottom_right"
+    causal = (contract.BOTTOM_RIGHT if is_causal else contract.OPEN_BOTTOM_RIGHT) if bottom_right else (
+        contract.TOP_LEFT if is_causal else contract.OPEN
+    )
+    left, right = (-1, -1) if window is None else _window("window", window)
+    if causal == contract.OPEN_BOTTOM_RIGHT and left < 0 and right < 0:
+        causal = contract.OPEN
+    checks.check_number("dropout_p", dropout_p, 0.0, 1.0)
+    if key_lengths is not None:
+        _check_lengths("key_lengths", key_lengths, q, (q.shape[0],))
+        if _readable(key_lengths) and q.shape[0]:
+            low, high = int(key_lengths.min()), int(key_lengths.max())
+            if low < 0 or high > k.shape[2]:
+                raise ValueError(f"key_lengths: values in [{low}, {high}], expected [0, {k.shape[2]}]")
+    if rows is not None:
+        checks.check_rows(rows, q, q.shape[0] * q.shape[2])
+    _check_extras(q, q.shape[1], softcap, alibi_slopes, sinks)
+    call = Call(
+        q, k, v, mask, key_lengths, None, None, -1, -1, _scale(scale, q.shape[-1]), causal, left, right,
+        float(softcap), alibi_slopes, sinks, float(dropout_p), rows,
+    )  # fmt: skip
+    return call, leading
+
+
+def packed_call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int | None = None,
+    max_k: int | None = None,
+    *,
+    scale: float | None = None,
+    window_size: Any = (-1, -1),
+    enable_gqa: bool = False,
+    is_causal: bool = False,
+    dropout_p: float = 0.0,
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    rows: Tensor | None = None,
+) -> Call:
+    """Checks the arguments of ``varlen_attn``."""
+    _check_qkv(query, key, value)
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.dim() != 3:
+            raise ValueError(f"{name}: shape {tuple(x.shape)}, expected (T, H, D)")
+    q, k, v = _autocast(query, key, value)
+    _check_sizes(q, k, v, 1, 0, enable_gqa)
+    _check_cu_seq("cu_seq_q", cu_seq_q, q, None, q.shape[0], "query")
+    _check_cu_seq("cu_seq_k", cu_seq_k, q, cu_seq_q.shape[0] - 1, k.shape[0], "key")
+    for name, longest in (("max_q", max_q), ("max_k", max_k)):
+        if longest is not None and (isinstance(longest, bool) or not isinstance(longest, (int, torch.SymInt))):
+            raise TypeError(f"{name}: expected an integer or None, got {type(longest).__name__}")
+    left, right = _window("window_size", window_size)
+    if is_causal:
+        right = 0 if right < 0 else min(right, 0)
+    causal = contract.OPEN if left < 0 and right < 0 else contract.OPEN_BOTTOM_RIGHT
+    if right == 0:
+        causal = contract.BOTTOM_RIGHT
+    checks.check_number("dropout_p", dropout_p, 0.0, 1.0)
+    if rows is not None:
+        checks.check_rows(rows, q, q.shape[0])
+    _check_extras(q, q.shape[1], softcap, alibi_slopes, sinks)
+    return Call(
+        q, k, v, None, None, cu_seq_q, cu_seq_k, -1 if max_q is None else max_q, -1 if max_k is None else max_k,
+        _scale(scale, q.shape[-1]), causal, left, -1 if right <= 0 else right,
+        float(softcap), alibi_slopes, sinks, float(dropout_p), rows,
+    )  # fmt: skip

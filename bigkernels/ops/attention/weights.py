@@ -1,0 +1,72 @@
+"""Attention weights of the fused path on demand, for chosen heads and queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigkernels.ops.attention import arguments, contract, reference
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    lse: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    queries: Tensor | Sequence[int] | None = None,
+    heads: Tensor | Sequence[int] | None = None,
+    **options: Any,
+) -> Tensor:
+    """The softmax weights behind a fused call, recomputed from its log-sum-exp, without dropout.
+
+    Args:
+        query, key, attn_mask, is_causal, scale, enable_gqa: as passed to ``scaled_dot_product_attention``, 4-D.
+        lse: (B, H, Lq), from ``return_lse=True``.
+        queries: positions to return, default all: memory is O(len(queries) * Lk).
+        heads: heads to return, default all.
+        options: key_lengths, window, causal_alignment, softcap, alibi_slopes as passed to the fused call.
+
+    Returns:
+        (B, len(heads), len(queries), Lk) in the dtype of lse; rows without keys are zero. Differentiable.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or device; an index out of range.
+    """
+    call, leading = arguments.dense_call(
+        query, key, key, attn_mask, 0.0, is_causal, scale, enable_gqa, **options
+    )
+    q, k, mask, slopes = call.q, call.k, call.mask, call.alibi_slopes
+    batch, count, length, _ = q.shape
+    if leading is not None or not isinstance(lse, Tensor) or tuple(lse.shape) != (batch, count, length):
+        raise ValueError(f"lse: expected {(batch, count, length)} for a 4-D query")
+    i = _index("queries", queries, length, q)
+    h = _index("heads", heads, count, q)
+    group = count // k.shape[1]
+    q = q.index_select(1, h).index_select(2, i)
+    k = k.index_select(1, h // group)
+    if mask is not None:
+        mask = mask if mask.shape[1] == 1 else mask.index_select(1, h)
+        mask = mask if mask.shape[2] == 1 else mask.index_select(2, i)
+    shift = k.shape[2] - length if call.causal >= contract.BOTTOM_RIGHT else 0
+    scores = reference.scores(
+        q.to(lse.dtype), k.to(lse.dtype), mask, call.key_lengths, call.scale, call.causal, call.window_left,
+        call.window_right, call.softcap, None if slopes is None else slopes.index_select(0, h), i, shift,
+    )  # fmt: skip
+    top = lse.index_select(1, h).index_select(2, i)[..., None]
+    return torch.exp(scores - top.masked_fill(top == -torch.inf, 0.0))
+
+
+def _index(name: str, index: Tensor | Sequence[int] | None, size: int, like: Tensor) -> Tensor:
+    if index is None:
+        return torch.arange(size, device=like.device)
+    chosen = torch.as_tensor(index, dtype=torch.int64, device=like.device)
+    if chosen.dim() != 1 or (chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < size):
+        raise ValueError(f"{name}: got {chosen.tolist()}, expected positions in [0, {size - 1}]")
+    return chosen

@@ -1,0 +1,101 @@
+"""Checks every room's ``api.py`` shares: one line, naming the argument, what it is and what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_float_tensor(name: str, value: object) -> None:
+    """Raises TypeError unless value is a dense tensor of float32, bfloat16, float16 or float64."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {value.dtype}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
+
+
+def check_like(name: str, value: object, x_name: str, x: Tensor, *dtypes: torch.dtype) -> None:
+    """Raises unless value is a tensor on x's device, of x's dtype or one of ``dtypes``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.dtype != x.dtype and value.dtype not in dtypes:
+        allowed = " or ".join(str(d) for d in (x.dtype, *dtypes))
+        raise TypeError(f"{name}: dtype {value.dtype}, expected {allowed} ({x_name} is {x.dtype})")
+    if value.device != x.device:
+        raise ValueError(f"{name}: device {value.device}, but {x_name} is on {x.device}")
+
+
+def check_parameter(name: str, value: object, x_name: str, x: Tensor, shape: Sequence[int]) -> None:
+    """A weight or bias: the shape asked for, of x's dtype, or float32 beside a 16-bit x."""
+    extra = () if x.dtype == torch.float64 else (torch.float32,)
+    check_like(name, value, x_name, x, *extra)
+    if tuple(value.shape) != tuple(shape):  # type: ignore[attr-defined]
+        raise ValueError(f"{name}: shape {tuple(value.shape)}, expected {tuple(shape)}")  # type: ignore[attr-defined]
+
+
+def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> None:
+    """Raises unless value is a finite real number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not math.isfinite(value) or not low <= value <= high:
+        span = "a finite number" if low == -math.inf else f"a number in [{low:g}, {high:g}]"
+        raise ValueError(f"{name}: got {value!r}, expected {span}")
+
+
+def check_rows(rows: object, x: Tensor, count: int) -> None:
+    """``rows``: int64, one ``b << 32 | i`` for each of ``count`` rows, on x's device."""
+    if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
+        kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(f"rows: expected an int64 tensor, got {kind}")
+    if rows.numel() != count:
+        raise ValueError(f"rows: shape {tuple(rows.shape)}, expected {count} elements, one a row")
+    if rows.device != x.device:
+        raise ValueError(f"rows: device {rows.device}, but the input is on {x.device}")
+
+
+def through_reference() -> bool:
+    """Whether a functorch transform or forward-mode AD is active: only differentiable torch serves those."""
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def recomputing() -> bool:
+    """Whether a backward must itself be differentiable, so that it goes through the reference."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def differentiate(
+    function: Callable[..., Any],
+    inputs: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    gradients: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients of ``function(*inputs)``, themselves differentiable; None where not needed.
+
+    ``function`` returns a tensor or a tuple of tensors; ``gradients`` has one entry for each, None = zero.
+    """
+    with torch.enable_grad():
+        outputs = function(*inputs)
+        if isinstance(outputs, Tensor):
+            outputs = (outputs,)
+        pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]
+        wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
+        found = torch.autograd.grad(
+            [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
+        )
+    rest = iter(found)
+    return [
+        next(rest) if need and t is not None else None for t, need in zip(inputs, needs, strict=True)
+    ]

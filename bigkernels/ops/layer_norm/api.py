@@ -1,0 +1,344 @@
+"""Public functions of the layer_norm room: checks, the choice of a drawer, autograd."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigkernels import backends, library
+from bigkernels.ops import checks, dropout
+from bigkernels.ops.layer_norm import contract, reference
+from bigkernels.ops.layer_norm.contract import Facts
+
+_OPS = {name: library.kernels(name, contract.BACKENDS) for name in contract.SCHEMAS}
+backends.register("layer_norm", contract.BACKENDS)
+
+
+def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
+    """Remarks for ``explain``."""
+    return ()
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, eps: float, backend: str
+    ) -> Tensor:
+        out, mean, rstd = _OPS["layer_norm_forward"][backend](x, weight, bias, n, eps)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.n, ctx.eps, ctx.backend = n, eps, backend
+        return out  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        if checks.recomputing():
+            grads = checks.differentiate(
+                lambda x, w, b: reference.layer_norm(x, w, b, ctx.n, ctx.eps), (x, weight, bias), needs, (dout,)
+            )
+            return (*grads, None, None, None)
+        op = _OPS["layer_norm_backward"][ctx.backend]
+        dx, dweight, dbias = op(dout, x, mean, rstd, weight, ctx.n, *needs)
+        return (
+            dx if needs[0] else None,
+            dweight.to(weight.dtype).view(weight.shape) if needs[1] else None,
+            dbias.to(bias.dtype).view(bias.shape) if needs[2] else None,
+            None,
+            None,
+            None,
+        )
+
+
+class _AddLayerNorm(torch.autograd.Function):
+    """Returns (out, sum) always: the saved sum then carries this node's own graph, which makes a second
+    differentiation possible without keeping x and residual alive."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        x_bias: Tensor | None,
+        dropout_p: float,
+        seed: Tensor | None,
+        offset: Tensor | None,
+        rows: Tensor | None,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        out, total, mean, rstd = _OPS["add_layer_norm_forward"][backend](
+            x, residual, weight, bias, eps, x_bias, dropout_p, seed, offset, rows, True
+        )
+        ctx.save_for_backward(total, mean, rstd, weight, bias, x_bias, seed, offset, rows)
+        ctx.eps, ctx.dropout_p, ctx.backend = eps, dropout_p, backend
+        ctx.set_materialize_grads(False)
+        return out, total
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, dsum: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        total, mean, rstd, weight, bias, x_bias, seed, offset, rows = ctx.saved_tensors
+        need_x, need_residual, need_weight, need_bias, _, need_x_bias = ctx.needs_input_grad[:6]
+        p = ctx.dropout_p
+        if dout is None:
+            dout = torch.zeros_like(total)
+        if checks.recomputing():
+            need = need_x or need_residual or need_x_bias
+            dresidual, dweight, dbias = checks.differentiate(
+                lambda t, w, b: reference.layer_norm(t, w, b, t.shape[-1], ctx.eps),
+                (total, weight, bias),
+                (need, need_weight, need_bias),
+                (dout,),
+            )
+            dx = dx_bias = None
+            if need:
+                assert dresidual is not None
+                dresidual = dresidual if dsum is None else dresidual + dsum
+                dx = reference.drop_gradient(dresidual, p, seed, offset, rows)
+                dx_bias = None if x_bias is None else dx.flatten(0, -2).sum(0)
+        else:
+            dresidual, dx, dweight, dbias, dx_bias = _OPS["add_layer_norm_backward"][ctx.backend](
+                dout, dsum, total, mean, rstd, weight, p, seed, offset, rows,
+                need_x, need_weight, need_bias, need_x_bias,
+            )  # fmt: skip
+            dx = dx if p > 0.0 else dresidual
+        return (
+            dx if need_x else None,
+            dresidual if need_residual else None,
+            dweight.to(weight.dtype) if need_weight else None,
+            dbias.to(bias.dtype) if need_bias else None,
+            None,
+            dx_bias.to(x_bias.dtype) if need_x_bias else None,
+            *(None,) * 5,
+        )
+
+
+def _wants_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _check_layer_norm(
+    input: object, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: object
+) -> None:
+    checks.check_float_tensor("input", input)
+    assert isinstance(input, Tensor)
+    if not shape:
+        raise ValueError("normalized_shape: expected at least one dimension, got ()")
+    if any(isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) for n in shape):
+        raise TypeError(f"normalized_shape: expected integers, got {shape}")
+    if input.dim() < len(shape) or tuple(input.shape[-len(shape) :]) != shape:
+        raise ValueError(f"normalized_shape: {shape} is not the end of input's shape {tuple(input.shape)}")
+    if math.prod(shape) == 0:
+        raise ValueError(f"normalized_shape: {shape} has no elements")
+    if weight is not None:
+        checks.check_parameter("weight", weight, "input", input, shape)
+    if bias is not None:
+        checks.check_parameter("bias", bias, "input", input, shape)
+    checks.check_number("eps", eps, 0.0)
+
+
+def _layer_norm_facts(x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int) -> Facts:
+    needs_grad = _wants_grad(x, weight, bias)
+    weight_dtype = None if weight is None else weight.dtype
+    return Facts("layer_norm", x.device.type, x.dtype, weight_dtype, n, False, needs_grad)
+
+
+def _as_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(normalized_shape, (int, torch.SymInt)):
+        return (normalized_shape,)
+    if not isinstance(normalized_shape, (tuple, list)):
+        raise TypeError(f"normalized_shape: expected integers, got {type(normalized_shape).__name__}")
+    return tuple(normalized_shape)
+
+
+def _autocast_layer_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """torch's autocast runs layer_norm in float32 on CUDA and leaves it alone on the CPU."""
+    if x.device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
+        return x, weight, bias
+    return (
+        x.float(),
+        None if weight is None else weight.float(),
+        None if bias is None else bias.float(),
+    )
+
+
+def layer_norm_facts(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Facts:
+    """The facts by which ``layer_norm`` chooses its drawer."""
+    shape = _as_shape(normalized_shape)
+    _check_layer_norm(input, shape, weight, bias, eps)
+    return _layer_norm_facts(*_autocast_layer_norm(input, weight, bias), math.prod(shape))
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Layer normalization over the trailing dimensions; matches ``torch.nn.functional.layer_norm``.
+
+    Args:
+        input: (..., *normalized_shape), float32, bfloat16, float16 or float64, any strides.
+        normalized_shape: sizes of the trailing dimensions to normalize over.
+        weight, bias: normalized_shape, of input's dtype, or float32 beside a 16-bit input.
+        eps: added to the variance.
+        backend: forces a backend ("cuda", "triton", "cpu", "reference").
+
+    Returns:
+        A contiguous tensor of input's shape and dtype. Statistics are float32 (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
+        Unsupported: the forced backend cannot serve the call.
+    """
+    shape = _as_shape(normalized_shape)
+    _check_layer_norm(input, shape, weight, bias, eps)
+    x, weight, bias = _autocast_layer_norm(input, weight, bias)
+    n = math.prod(shape)
+    facts = _layer_norm_facts(x, weight, bias, n)
+    name = backends.choose("layer_norm", facts, backend)
+    if name == "reference" or checks.through_reference():
+        return reference.layer_norm(x, weight, bias, n, eps)
+    if facts.needs_grad:
+        return _LayerNorm.apply(x, weight, bias, n, eps, name)  # type: ignore[no-any-return]
+    return _OPS["layer_norm_forward"][name](x, weight, bias, n, eps)[0]  # type: ignore[no-any-return]
+
+
+def _check_add_layer_norm(
+    x: object,
+    residual: object,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: object,
+    x_bias: Tensor | None,
+    dropout_p: object,
+    rows: Tensor | None,
+) -> None:
+    checks.check_float_tensor("x", x)
+    checks.check_float_tensor("residual", residual)
+    assert isinstance(x, Tensor) and isinstance(residual, Tensor)
+    if x.shape != residual.shape:
+        raise ValueError(f"residual: shape {tuple(residual.shape)}, expected {tuple(x.shape)} as x")
+    if x.device != residual.device:
+        raise ValueError(f"residual: device {residual.device}, but x is on {x.device}")
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x: shape {tuple(x.shape)}, expected a last dimension of at least 1")
+    n = x.shape[-1]
+    total = x if x.dtype == residual.dtype else x.new_empty((0,), dtype=torch.result_type(x, residual))
+    for name, value in (("weight", weight), ("bias", bias), ("x_bias", x_bias)):
+        if value is not None:
+            checks.check_parameter(name, value, "the sum", total, (n,))
+    checks.check_number("eps", eps, 0.0)
+    checks.check_number("dropout_p", dropout_p, 0.0, 1.0)
+    if rows is not None:
+        checks.check_rows(rows, x, x.numel() // n)
+
+
+def add_layer_norm_facts(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float = 1e-5,
+    *,
+    x_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    return_sum: bool = False,
+    seed: int | Tensor | None = None,
+    offset: int | Tensor | None = None,
+    rows: Tensor | None = None,
+) -> Facts:
+    """The facts by which ``add_layer_norm`` chooses its drawer."""
+    _check_add_layer_norm(x, residual, weight, bias, eps, x_bias, dropout_p, rows)
+    return _add_layer_norm_facts(x, residual, weight, bias, x_bias, dropout_p)
+
+
+def _add_layer_norm_facts(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    x_bias: Tensor | None,
+    dropout_p: float,
+) -> Facts:
+    needs_grad = _wants_grad(x, residual, weight, bias, x_bias)
+    dtype = x.dtype if x.dtype == residual.dtype else torch.result_type(x, residual)
+    weight_dtype = None if weight is None else weight.dtype
+    return Facts(
+        "add_layer_norm", x.device.type, dtype, weight_dtype, x.shape[-1], dropout_p > 0.0, needs_grad
+    )
+
+
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float = 1e-5,
+    *,
+    x_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    return_sum: bool = False,
+    seed: int | Tensor | None = None,
+    offset: int | Tensor | None = None,
+    rows: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``layer_norm(residual + dropout(x + x_bias))`` over the last dimension, in one pass.
+
+    Args:
+        x, residual: (..., N), same shape; the result has their promoted dtype.
+        weight, bias: (N,) or None, of the result's dtype, or float32 beside 16-bit inputs.
+        eps: added to the variance.
+        x_bias: (N,), for example the bias of the Linear that made x.
+        dropout_p: probability of dropping an element of x + x_bias; no ``training`` flag: pass 0.0 for evaluation.
+        return_sum: also return the sum, rounded to the result's dtype.
+        seed, offset: int or int64 (); equal values drop equal elements. None draws a seed, offset 0.
+        rows: int64, ``b << 32 | i`` of each row, for packed batches (see docs/design.md, dropout).
+        backend: forces a backend.
+
+    Returns:
+        out (..., N), or (out, sum).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, range or device.
+        Unsupported: the forced backend cannot serve the call.
+    """
+    _check_add_layer_norm(x, residual, weight, bias, eps, x_bias, dropout_p, rows)
+    if x.dtype != residual.dtype:
+        dtype = torch.result_type(x, residual)
+        x, residual = x.to(dtype), residual.to(dtype)
+    facts = _add_layer_norm_facts(x, residual, weight, bias, x_bias, dropout_p)
+    name = backends.choose("layer_norm", facts, backend)
+    seed_, offset_ = dropout.seeds(seed, offset, x, dropout_p)
+    if name == "reference" or checks.through_reference():
+        out, total = reference.add_layer_norm(
+            x, residual, weight, bias, eps, x_bias, dropout_p, seed_, offset_, rows
+        )
+        return (out, total) if return_sum else out
+    if facts.needs_grad:
+        out, total = _AddLayerNorm.apply(
+            x, residual, weight, bias, eps, x_bias, dropout_p, seed_, offset_, rows, name
+        )
+        return (out, total) if return_sum else out
+    out, total, _, _ = _OPS["add_layer_norm_forward"][name](
+        x, residual, weight, bias, eps, x_bias, dropout_p, seed_, offset_, rows, return_sum
+    )
+    return (out, total) if return_sum else out

@@ -1,0 +1,60 @@
+"""The definition of layer_norm and add_layer_norm in differentiable torch; any dtype, any device."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bigkernels.ops import dropout
+from bigkernels.ops.layer_norm.contract import stat_dtype
+
+
+def _normalize(total: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """LayerNorm over the last dim of total, which is already in the statistics' dtype."""
+    centred = total - total.mean(-1, keepdim=True)
+    out = centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    if weight is not None:
+        out = out * weight.to(total.dtype)
+    if bias is not None:
+        out = out + bias.to(total.dtype)
+    return out
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, eps: float) -> Tensor:
+    """LayerNorm over the trailing dims of x whose sizes multiply to n; weight and bias hold n values."""
+    rows = x.reshape(-1, n).to(stat_dtype(x.dtype))
+    flat_weight = None if weight is None else weight.reshape(n)
+    flat_bias = None if bias is None else bias.reshape(n)
+    return _normalize(rows, flat_weight, flat_bias, eps).to(x.dtype).reshape(x.shape)
+
+
+def add_layer_norm(
+    x: Tensor,  # (..., N)
+    residual: Tensor,  # (..., N)
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    x_bias: Tensor | None,
+    dropout_p: float,
+    seed: Tensor | None,
+    offset: Tensor | None,
+    rows: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(out, sum): sum = residual + dropout(x + x_bias), out = LayerNorm(sum), statistics of the unrounded sum."""
+    stat = stat_dtype(x.dtype)
+    branch = x.to(stat)
+    if x_bias is not None:
+        branch = branch + x_bias.to(stat)
+    if dropout_p > 0.0:
+        keep = dropout.keep_rows(x, dropout_p, seed, offset, rows)
+        branch = dropout.drop(branch, keep, dropout_p)
+    total = residual.to(stat) + branch
+    return _normalize(total, weight, bias, eps).to(x.dtype), total.to(x.dtype)
+
+
+def drop_gradient(
+    dsum: Tensor, dropout_p: float, seed: Tensor | None, offset: Tensor | None, rows: Tensor | None
+) -> Tensor:
+    """Gradient of add_layer_norm's x (and, summed over rows, of x_bias) given that of its sum."""
+    if dropout_p <= 0.0:
+        return dsum
+    return dropout.drop(dsum, dropout.keep_rows(dsum, dropout_p, seed, offset, rows), dropout_p)
