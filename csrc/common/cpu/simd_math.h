@@ -1,0 +1,65 @@
+// exp, erf and tanh written once over the verbs of simd.h.
+#pragma once
+
+namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
+namespace {
+
+template <int kCount>
+inline Vec polynomial(Vec x, const float (&coefficients)[kCount]) {
+  Vec y = Vec::broadcast(coefficients[kCount - 1]);
+  for (int i = kCount - 2; i >= 0; --i) y = fma(y, x, Vec::broadcast(coefficients[i]));
+  return y;
+}
+
+// About 1 ulp; 0 at -inf and below -104, inf above 88.73, NaN stays.
+inline Vec exp(Vec x) {
+  // The bounds come first in min and max, so that a NaN, as the second argument, survives.
+  x = max(Vec::broadcast(-104.0f), min(Vec::broadcast(89.0f), x));
+  const Vec n = round(x * Vec::broadcast(kLog2E));
+  Vec r = fnma(n, Vec::broadcast(kLn2High), x);
+  r = fnma(n, Vec::broadcast(kLn2Low), r);
+  const Vec p = polynomial(r, kExpPolynomial);
+  return scale_by_power(fma(p, r * r, r) + Vec::broadcast(1.0f), n);
+}
+
+// About 1 ulp.
+inline Vec erf(Vec x) {
+  const Vec s = x * x;
+  const Vec near = fma(polynomial(s, kErfSmallPolynomial), x, x);
+  const Vec t = min(Vec::broadcast(4.05f), abs(x));  // erf is 1 in float32 from 3.92 on
+  const Vec u = fma(polynomial(t, kErfLargePolynomial), t, t);
+  const Vec far = Vec::broadcast(1.0f) - exp(Vec::zero() - u);
+  return select(less(t, Vec::broadcast(0.93f)), near, copysign(far, x));
+}
+
+// About 1 ulp.
+inline Vec tanh(Vec x) {
+  const Vec s = x * x;
+  const Vec near = fma(polynomial(s, kTanhPolynomial) * s, x, x);
+  const Vec t = min(Vec::broadcast(10.0f), abs(x));  // tanh is 1 in float32 from 9.02 on
+  const Vec one = Vec::broadcast(1.0f);
+  const Vec far = one - Vec::broadcast(2.0f) / (exp(t + t) + one);
+  return copysign(select(less(t, Vec::broadcast(0.625f)), near, far), x);
+}
+
+// float64 is the path of checks, not of speed: libm lane by lane.
+template <class F>
+inline VecD map_lanes(VecD x, const F& f) {
+  double lanes[VecD::kLanes];
+  store(lanes, x);
+  for (int i = 0; i < VecD::kLanes; ++i) lanes[i] = f(lanes[i]);
+  return VecD::load(lanes);
+}
+
+inline VecD exp(VecD x) {
+  return map_lanes(x, [](double v) { return __builtin_exp(v); });
+}
+inline VecD erf(VecD x) {
+  return map_lanes(x, [](double v) { return __builtin_erf(v); });
+}
+inline VecD tanh(VecD x) {
+  return map_lanes(x, [](double v) { return __builtin_tanh(v); });
+}
+
+}  // namespace
+}  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE

@@ -1,0 +1,11 @@
+// Every room's CPU kernels, for the instruction set of the including translation unit.
+#include "csrc/common/cpu/simd.h"
+#include "csrc/isa/table.h"
+
+namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
+
+extern const KernelTable kKernels = {
+    BIGKERNELS_ISA_NAME,
+};
+
+}  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE
