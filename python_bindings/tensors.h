@@ -12,7 +12,7 @@
 #include <optional>
 #include <vector>
 
-#include "csrc/common/dtype.h"
+#include "common/dtype.h"
 
 namespace bigkernels {
 

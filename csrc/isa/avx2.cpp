@@ -4,5 +4,5 @@
 #error "avx2.cpp is compiled with -mavx2 -mfma -mf16c"
 #endif
 #define BIGKERNELS_ISA_NAME "avx2"
-#include "csrc/isa/rooms-inl.h"
+#include "isa/rooms-inl.h"
 #endif

@@ -5,5 +5,5 @@
 #error "avx512.cpp is compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c"
 #endif
 #define BIGKERNELS_ISA_NAME "avx512"
-#include "csrc/isa/rooms-inl.h"
+#include "isa/rooms-inl.h"
 #endif

@@ -1,6 +1,6 @@
 // Every room's CPU kernels, for the instruction set of the including translation unit.
-#include "csrc/common/cpu/simd.h"
-#include "csrc/isa/table.h"
+#include "common/cpu/simd.h"
+#include "isa/table.h"
 
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 

@@ -3,4 +3,4 @@
 #error "scalar.cpp is compiled without instruction-set flags"
 #endif
 #define BIGKERNELS_ISA_NAME "scalar"
-#include "csrc/isa/rooms-inl.h"
+#include "isa/rooms-inl.h"

@@ -1,4 +1,4 @@
-#include "csrc/isa/table.h"
+#include "isa/table.h"
 
 #include <cstdlib>
 #include <cstring>

@@ -17,20 +17,20 @@
 // everywhere. Mask::first(count), & | ~, any, all, load_mask(const uint8_t*, count).
 #pragma once
 
-#include "csrc/common/dtype.h"
-#include "csrc/common/math.h"
-#include "csrc/common/philox.h"
+#include "common/dtype.h"
+#include "common/math.h"
+#include "common/philox.h"
 
 #if defined(__AVX512F__)
-#include "csrc/common/cpu/simd_avx512.h"
+#include "common/cpu/simd_avx512.h"
 #elif defined(__AVX2__)
-#include "csrc/common/cpu/simd_avx2.h"
+#include "common/cpu/simd_avx2.h"
 #else
-#include "csrc/common/cpu/simd_scalar.h"
+#include "common/cpu/simd_scalar.h"
 #endif
 
-#include "csrc/common/cpu/simd_math.h"
-#include "csrc/common/cpu/simd_philox.h"
+#include "common/cpu/simd_math.h"
+#include "common/cpu/simd_philox.h"
 
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "csrc/common/dtype.h"
+#include "common/dtype.h"
 
 #define BIGKERNELS_ISA_NAMESPACE avx2
 

@@ -8,7 +8,7 @@
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
-#include "csrc/common/dtype.h"
+#include "common/dtype.h"
 
 #define BIGKERNELS_ISA_NAMESPACE avx512
 

@@ -2,7 +2,7 @@
 // compiler turns into what every CPU of the target has. fma rounds twice here.
 #pragma once
 
-#include "csrc/common/dtype.h"
+#include "common/dtype.h"
 
 #define BIGKERNELS_ISA_NAMESPACE scalar
 

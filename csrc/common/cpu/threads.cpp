@@ -1,4 +1,4 @@
-#include "csrc/common/cpu/threads.h"
+#include "common/cpu/threads.h"
 
 #include <atomic>
 
