@@ -1,0 +1,1 @@
+"""Making existing models fast in place."""

@@ -1,0 +1,60 @@
+"""Padding-free batches: the tokens of a padded batch one after another, and back.
+
+One plan per batch serves every layer: run a layer on the packed tokens (T, ...) with ``varlen_attn``
+and ``rows``, pad once at the end. Padding rows of the padded result are zeros.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Plan(NamedTuple):
+    """Where the tokens of a padded (B, L) batch lie in its packed form."""
+
+    indices: Tensor  # (T,) int64, b * L + i of each token, rising
+    cu_seq: Tensor  # (B + 1,) int32, 0 and then the ends of the sequences
+    rows: Tensor  # (T,) int64, b << 32 | i: sample and position in the padded batch, for dropout
+    max_length: int | None  # longest sequence; None where reading it would wait for the device
+    batch: int
+    length: int
+
+
+def plan(keep: Tensor) -> Plan:
+    """The plan of a batch.
+
+    Args:
+        keep: (B, L), nonzero = token, zero = padding. Any pattern; a sequence may be empty.
+    """
+    batch, length = keep.shape
+    tokens = keep if keep.dtype == torch.bool else keep != 0
+    indices = tokens.flatten().nonzero().squeeze(1)
+    lengths = tokens.sum(1, dtype=torch.int32)
+    cu_seq = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    sample = indices // max(length, 1)
+    rows = (sample << 32) | (indices - sample * length)
+    longest = int(lengths.max()) if batch and keep.device.type == "cpu" else None
+    return Plan(indices, cu_seq, rows, longest, batch, length)
+
+
+def unpad(x: Tensor, plan: Plan) -> Tensor:
+    """The packed tokens (T, ...) of a padded x (B, L, ...)."""
+    return x.flatten(0, 1).index_select(0, plan.indices)
+
+
+def pad(x: Tensor, plan: Plan) -> Tensor:
+    """The padded (B, L, ...) form of packed tokens x (T, ...); padding is zero."""
+    rest = x.shape[1:]
+    empty = x.new_zeros((plan.batch * plan.length, *rest))
+    return empty.index_copy(0, plan.indices, x).reshape(plan.batch, plan.length, *rest)
+
+
+def is_plain_padding(keep: Tensor) -> bool:
+    """Whether keep (B, L) bool pads every row on the right, or every row on the left.
+
+    Reads the mask: on a device it waits.
+    """
+    return bool((keep[:, :-1] >= keep[:, 1:]).all()) or bool((keep[:, :-1] <= keep[:, 1:]).all())
