@@ -70,7 +70,9 @@ def _environment_backend() -> str | None:
 
 _FROM_ENVIRONMENT = _environment_backend()
 _INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
-_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("bigkernels_backend", default=None)
+_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "bigkernels_backend", default=None
+)
 _records: contextvars.ContextVar[list[Record] | None] = contextvars.ContextVar(
     "bigkernels_records", default=None
 )
@@ -111,7 +113,9 @@ def _first(room: str, facts: Any, forced: str | None) -> str:
     if forced is not None:
         reasons = refusals(room, forced, facts, forced=True)
         if reasons:
-            raise Unsupported(f"{room}: backend {forced} does not take this call: {'; '.join(reasons)}")
+            raise Unsupported(
+                f"{room}: backend {forced} does not take this call: {'; '.join(reasons)}"
+            )
         return forced
     for name in ORDER:
         if not refusals(room, name, facts):

@@ -17,7 +17,9 @@ def check_float_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype not in FLOATS:
-        raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {value.dtype}")
+        raise TypeError(
+            f"{name}: expected float32, bfloat16, float16 or float64, got {value.dtype}"
+        )
     if value.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
 
@@ -93,9 +95,14 @@ def differentiate(
         pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]
         wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
         found = torch.autograd.grad(
-            [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
+            [o for o, _ in pairs],
+            wanted,
+            [g for _, g in pairs],
+            create_graph=True,
+            allow_unused=True,
         )
     rest = iter(found)
     return [
-        next(rest) if need and t is not None else None for t, need in zip(inputs, needs, strict=True)
+        next(rest) if need and t is not None else None
+        for t, need in zip(inputs, needs, strict=True)
     ]

@@ -82,9 +82,7 @@ def keep_scores(
 ) -> Tensor:
     """Keep mask of attention scores: bh (b * H + h) and i (query position) broadcast to (...), result (..., keys)."""
     block = torch.arange((keys + 3) // 4, device=i.device)
-    words = philox(
-        block, i[..., None], bh[..., None], _scalar(offset, i) & _WORD, _scalar(seed, i)
-    )
+    words = philox(block, i[..., None], bh[..., None], _scalar(offset, i) & _WORD, _scalar(seed, i))
     return _keep(words, keys, dropout_p)
 
 
@@ -97,7 +95,9 @@ def drop(x: Tensor, keep: Tensor, dropout_p: float) -> Tensor:
 def _seed_tensor(name: str, value: int | Tensor, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         if value.dtype != torch.int64 or value.numel() != 1:
-            raise TypeError(f"{name}: expected one int64, got {value.dtype} of shape {tuple(value.shape)}")
+            raise TypeError(
+                f"{name}: expected one int64, got {value.dtype} of shape {tuple(value.shape)}"
+            )
         if value.device != like.device:
             raise ValueError(f"{name}: device {value.device}, but the input is on {like.device}")
         return value.reshape(())

@@ -61,22 +61,45 @@ class _Attention(torch.autograd.Function):
             dropout_p, seed, offset, rows,
         )  # fmt: skip
         ctx.save_for_backward(
-            q, k, v, out, lse, mask, key_lengths, cu_seq_q, cu_seq_k, alibi_slopes, sinks, seed, offset, rows
+            q,
+            k,
+            v,
+            out,
+            lse,
+            mask,
+            key_lengths,
+            cu_seq_q,
+            cu_seq_k,
+            alibi_slopes,
+            sinks,
+            seed,
+            offset,
+            rows,
         )
-        ctx.maxima, ctx.plain, ctx.dropout_p, ctx.backend = (max_q, max_k), plain, dropout_p, backend
+        ctx.maxima, ctx.plain, ctx.dropout_p, ctx.backend = (
+            (max_q, max_k),
+            plain,
+            dropout_p,
+            backend,
+        )
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, out, lse, mask, lengths, cu_q, cu_k, slopes, sinks, seed, offset, rows = ctx.saved_tensors
+        q, k, v, out, lse, mask, lengths, cu_q, cu_k, slopes, sinks, seed, offset, rows = (
+            ctx.saved_tensors
+        )
         needs = ctx.needs_input_grad[:4]
         flags = (
             lengths, cu_q, cu_k, *ctx.maxima, *ctx.plain, slopes, sinks, ctx.dropout_p, seed, offset, rows,
         )  # fmt: skip
         if checks.recomputing():
             found = checks.differentiate(
-                lambda q, k, v, m: _reference(q, k, v, m, flags), (q, k, v, mask), needs, (dout, dlse)
+                lambda q, k, v, m: _reference(q, k, v, m, flags),
+                (q, k, v, mask),
+                needs,
+                (dout, dlse),
             )
             return (*found, *(None,) * 17)
         if dout is None:
@@ -117,7 +140,9 @@ def _facts(call: Call) -> Facts:
     )
 
 
-def _run(call: Call, seed: int | Tensor | None, offset: int | Tensor | None, backend: str | None) -> Any:
+def _run(
+    call: Call, seed: int | Tensor | None, offset: int | Tensor | None, backend: str | None
+) -> Any:
     facts = _facts(call)
     name = backends.choose("attention", facts, backend)
     if call.dropout_p > 0.0 or seed is not None or offset is not None:

@@ -52,10 +52,14 @@ def _check_qkv(query: Tensor, key: Tensor, value: Tensor) -> None:
         checks.check_like("value", value, "query", query)
 
 
-def _check_sizes(q: Tensor, k: Tensor, v: Tensor, heads_dim: int, length_dim: int, gqa: bool) -> None:
+def _check_sizes(
+    q: Tensor, k: Tensor, v: Tensor, heads_dim: int, length_dim: int, gqa: bool
+) -> None:
     qs, ks, vs = q.shape, k.shape, v.shape
     if qs[-1] != ks[-1] or qs[-1] == 0:
-        raise ValueError(f"key: shape {tuple(ks)}, expected the last dimension of query {tuple(qs)}, at least 1")
+        raise ValueError(
+            f"key: shape {tuple(ks)}, expected the last dimension of query {tuple(qs)}, at least 1"
+        )
     if ks[length_dim] != vs[length_dim] or vs[-1] == 0:
         raise ValueError(f"value: shape {tuple(vs)}, expected as many positions as key {tuple(ks)}")
     heads, kv = qs[heads_dim], ks[heads_dim]
@@ -104,8 +108,11 @@ def _mask_4d(mask: Tensor, q: Tensor, keys: int, leading: torch.Size | None) -> 
 
 def _readable(x: Tensor) -> bool:
     """Whether x's values can be read now at no cost: on the CPU, real, not being compiled."""
-    return x.device.type == "cpu" and type(x) is Tensor and not checks.through_reference() and not (
-        torch.compiler.is_compiling()
+    return (
+        x.device.type == "cpu"
+        and type(x) is Tensor
+        and not checks.through_reference()
+        and not (torch.compiler.is_compiling())
     )
 
 
@@ -119,18 +126,32 @@ def _check_lengths(name: str, lengths: object, q: Tensor, shape: tuple[int, ...]
         raise ValueError(f"{name}: device {lengths.device}, but query is on {q.device}")
 
 
-def _check_cu_seq(name: str, cu: Tensor, q: Tensor, batch: int | None, total: int, packed: str) -> None:
-    size = cu.shape[0] if isinstance(cu, Tensor) and cu.dim() == 1 and batch is None else (batch or 0) + 1
+def _check_cu_seq(
+    name: str, cu: Tensor, q: Tensor, batch: int | None, total: int, packed: str
+) -> None:
+    size = (
+        cu.shape[0]
+        if isinstance(cu, Tensor) and cu.dim() == 1 and batch is None
+        else (batch or 0) + 1
+    )
     _check_lengths(name, cu, q, (size,))
     if size < 1:
         raise ValueError(f"{name}: shape (0,), expected (B + 1,)")
     if _readable(cu):
         ends = cu.tolist()
-        if ends[0] != 0 or ends[-1] != total or any(a > b for a, b in zip(ends, ends[1:], strict=False)):
-            raise ValueError(f"{name}: expected 0, then rising ends up to {packed}'s {total} tokens")
+        if (
+            ends[0] != 0
+            or ends[-1] != total
+            or any(a > b for a, b in zip(ends, ends[1:], strict=False))
+        ):
+            raise ValueError(
+                f"{name}: expected 0, then rising ends up to {packed}'s {total} tokens"
+            )
 
 
-def _check_extras(q: Tensor, heads: int, softcap: float, slopes: Tensor | None, sinks: Tensor | None) -> None:
+def _check_extras(
+    q: Tensor, heads: int, softcap: float, slopes: Tensor | None, sinks: Tensor | None
+) -> None:
     if softcap != 0.0:
         checks.check_number("softcap", softcap, 0.0)
     for name, value in (("alibi_slopes", slopes), ("sinks", sinks)):
@@ -185,10 +206,14 @@ def dense_call(
     _check_sizes(q, k, v, 1, 2, enable_gqa)
     mask = None if attn_mask is None else _mask_4d(attn_mask, q, k.shape[2], leading)
     if causal_alignment not in _ALIGNMENTS:
-        raise ValueError(f"causal_alignment: {causal_alignment!r} is not one of {', '.join(_ALIGNMENTS)}")
+        raise ValueError(
+            f"causal_alignment: {causal_alignment!r} is not one of {', '.join(_ALIGNMENTS)}"
+        )
     bottom_right = causal_alignment == "bottom_right"
-    causal = (contract.BOTTOM_RIGHT if is_causal else contract.OPEN_BOTTOM_RIGHT) if bottom_right else (
-        contract.TOP_LEFT if is_causal else contract.OPEN
+    causal = (
+        (contract.BOTTOM_RIGHT if is_causal else contract.OPEN_BOTTOM_RIGHT)
+        if bottom_right
+        else (contract.TOP_LEFT if is_causal else contract.OPEN)
     )
     left, right = (-1, -1) if window is None else _window("window", window)
     if causal == contract.OPEN_BOTTOM_RIGHT and left < 0 and right < 0:
@@ -199,7 +224,9 @@ def dense_call(
         if _readable(key_lengths) and q.shape[0]:
             low, high = int(key_lengths.min()), int(key_lengths.max())
             if low < 0 or high > k.shape[2]:
-                raise ValueError(f"key_lengths: values in [{low}, {high}], expected [0, {k.shape[2]}]")
+                raise ValueError(
+                    f"key_lengths: values in [{low}, {high}], expected [0, {k.shape[2]}]"
+                )
     if rows is not None:
         checks.check_rows(rows, q, q.shape[0] * q.shape[2])
     _check_extras(q, q.shape[1], softcap, alibi_slopes, sinks)
@@ -239,7 +266,9 @@ def packed_call(
     _check_cu_seq("cu_seq_q", cu_seq_q, q, None, q.shape[0], "query")
     _check_cu_seq("cu_seq_k", cu_seq_k, q, cu_seq_q.shape[0] - 1, k.shape[0], "key")
     for name, longest in (("max_q", max_q), ("max_k", max_k)):
-        if longest is not None and (isinstance(longest, bool) or not isinstance(longest, (int, torch.SymInt))):
+        if longest is not None and (
+            isinstance(longest, bool) or not isinstance(longest, (int, torch.SymInt))
+        ):
             raise TypeError(f"{name}: expected an integer or None, got {type(longest).__name__}")
     left, right = _window("window_size", window_size)
     if is_causal:

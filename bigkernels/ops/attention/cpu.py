@@ -15,8 +15,6 @@ def limits(facts: Facts) -> tuple[str, ...]:
     if facts.dtype not in _DTYPES:
         reasons.append(f"dtype {facts.dtype} not in float32, bfloat16, float16, float64")
     reasons += [
-        f"{name} is not served"
-        for name in ("softcap", "alibi", "sinks")
-        if getattr(facts, name)
+        f"{name} is not served" for name in ("softcap", "alibi", "sinks") if getattr(facts, name)
     ]
     return tuple(reasons)

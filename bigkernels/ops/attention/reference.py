@@ -17,7 +17,11 @@ def visible(
 
     ``shift`` is Lk - Lq where the diagonal is aligned bottom-right, else 0.
     """
-    if causal in (contract.OPEN, contract.OPEN_BOTTOM_RIGHT) and window_left < 0 and window_right < 0:
+    if (
+        causal in (contract.OPEN, contract.OPEN_BOTTOM_RIGHT)
+        and window_left < 0
+        and window_right < 0
+    ):
         return None
     distance = torch.arange(keys, device=i.device) - (i[..., None] + shift)  # j - diagonal
     keep = torch.ones_like(distance, dtype=torch.bool)
@@ -72,7 +76,11 @@ def scores(
 
 def _softmax(s: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weights and natural log-sum-exp of the last dim; a row without keys has weights 0, lse -inf, no gradient."""
-    top = s.detach().amax(-1, keepdim=True) if s.shape[-1] else s.new_full((*s.shape[:-1], 1), -torch.inf)
+    top = (
+        s.detach().amax(-1, keepdim=True)
+        if s.shape[-1]
+        else s.new_full((*s.shape[:-1], 1), -torch.inf)
+    )
     if sinks is not None:
         top = torch.maximum(top, sinks.detach().to(s.dtype)[:, None, None])
     top = top.masked_fill(top == -torch.inf, 0.0)
@@ -113,7 +121,16 @@ def dense(
     stat = stat_dtype(q.dtype)
     k, v = _repeat_heads(k, heads), _repeat_heads(v, heads)
     s = scores(
-        q.to(stat), k.to(stat), mask, key_lengths, scale, causal, window_left, window_right, softcap, alibi_slopes
+        q.to(stat),
+        k.to(stat),
+        mask,
+        key_lengths,
+        scale,
+        causal,
+        window_left,
+        window_right,
+        softcap,
+        alibi_slopes,
     )
     p, lse = _softmax(s, sinks)
     if dropout_p > 0.0:
@@ -152,7 +169,10 @@ def packed(
     outs, lses = [], []
     for b in range(len(ends_q) - 1):
         a, z = ends_q[b], ends_q[b + 1]
-        one = (x[None].transpose(1, 2) for x in (q[a:z], k[ends_k[b] : ends_k[b + 1]], v[ends_k[b] : ends_k[b + 1]]))
+        one = (
+            x[None].transpose(1, 2)
+            for x in (q[a:z], k[ends_k[b] : ends_k[b + 1]], v[ends_k[b] : ends_k[b + 1]])
+        )
         place = rows[a:z] if rows is not None else (b << 32) + torch.arange(z - a, device=q.device)
         out, lse = dense(
             *one, None, None, scale, causal, window_left, window_right, softcap, alibi_slopes, sinks,

@@ -44,7 +44,11 @@ def attention_weights(
     )
     q, k, mask, slopes = call.q, call.k, call.mask, call.alibi_slopes
     batch, count, length, _ = q.shape
-    if leading is not None or not isinstance(lse, Tensor) or tuple(lse.shape) != (batch, count, length):
+    if (
+        leading is not None
+        or not isinstance(lse, Tensor)
+        or tuple(lse.shape) != (batch, count, length)
+    ):
         raise ValueError(f"lse: expected {(batch, count, length)} for a 4-D query")
     i = _index("queries", queries, length, q)
     h = _index("heads", heads, count, q)
@@ -67,6 +71,8 @@ def _index(name: str, index: Tensor | Sequence[int] | None, size: int, like: Ten
     if index is None:
         return torch.arange(size, device=like.device)
     chosen = torch.as_tensor(index, dtype=torch.int64, device=like.device)
-    if chosen.dim() != 1 or (chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < size):
+    if chosen.dim() != 1 or (
+        chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < size
+    ):
         raise ValueError(f"{name}: got {chosen.tolist()}, expected positions in [0, {size - 1}]")
     return chosen

@@ -41,10 +41,34 @@ class _FeedForward(torch.autograd.Function):
         backend: str,
     ) -> Tensor:
         out, pre, gate, hidden = _OPS["ffn_forward"][backend](
-            x, weight1, bias1, weight2, bias2, weight_gate, bias_gate, activation, dropout_p, seed, offset, rows, save
+            x,
+            weight1,
+            bias1,
+            weight2,
+            bias2,
+            weight_gate,
+            bias_gate,
+            activation,
+            dropout_p,
+            seed,
+            offset,
+            rows,
+            save,
         )
         ctx.save_for_backward(
-            x, weight1, bias1, weight2, bias2, weight_gate, bias_gate, pre, gate, hidden, seed, offset, rows
+            x,
+            weight1,
+            bias1,
+            weight2,
+            bias2,
+            weight_gate,
+            bias_gate,
+            pre,
+            gate,
+            hidden,
+            seed,
+            offset,
+            rows,
         )
         ctx.activation, ctx.dropout_p, ctx.backend = activation, dropout_p, backend
         return out  # type: ignore[no-any-return]
@@ -62,7 +86,18 @@ class _FeedForward(torch.autograd.Function):
             )
             return (*found, *(None,) * 7)
         found = _OPS["ffn_backward"][ctx.backend](
-            dout, x, weight1, bias1, weight2, weight_gate, bias_gate, pre, gate, hidden, *options, *needs
+            dout,
+            x,
+            weight1,
+            bias1,
+            weight2,
+            weight_gate,
+            bias_gate,
+            pre,
+            gate,
+            hidden,
+            *options,
+            *needs,
         )
         return (*(g if need else None for g, need in zip(found, needs, strict=True)), *(None,) * 7)
 
@@ -70,7 +105,9 @@ class _FeedForward(torch.autograd.Function):
 def _check_weight(name: str, value: object, x: Tensor, shape: tuple[Any, ...]) -> None:
     checks.check_like(name, value, "x", x)
     got = tuple(value.shape)  # type: ignore[attr-defined]
-    if len(got) != len(shape) or any(s is not None and s != g for g, s in zip(got, shape, strict=True)):
+    if len(got) != len(shape) or any(
+        s is not None and s != g for g, s in zip(got, shape, strict=True)
+    ):
         wanted = ", ".join("any" if s is None else str(s) for s in shape)
         raise ValueError(f"{name}: shape {got}, expected ({wanted})")
 
@@ -119,7 +156,9 @@ def _autocast(x: Tensor, *parameters: Tensor | None) -> tuple[Tensor | None, ...
     return tuple(None if t is None else t.to(dtype) for t in (x, *parameters))
 
 
-def _facts(x: Tensor, activation: str, dropout_p: float, gate: Tensor | None, *rest: Tensor | None) -> Facts:
+def _facts(
+    x: Tensor, activation: str, dropout_p: float, gate: Tensor | None, *rest: Tensor | None
+) -> Facts:
     tensors = (x, gate, *rest)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     return Facts(x.device.type, x.dtype, activation, gate is not None, dropout_p > 0.0, needs_grad)

@@ -26,7 +26,13 @@ def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, eps: float, backend: str
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        n: int,
+        eps: float,
+        backend: str,
     ) -> Tensor:
         out, mean, rstd = _OPS["layer_norm_forward"][backend](x, weight, bias, n, eps)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
@@ -39,7 +45,10 @@ class _LayerNorm(torch.autograd.Function):
         needs = ctx.needs_input_grad[:3]
         if checks.recomputing():
             grads = checks.differentiate(
-                lambda x, w, b: reference.layer_norm(x, w, b, ctx.n, ctx.eps), (x, weight, bias), needs, (dout,)
+                lambda x, w, b: reference.layer_norm(x, w, b, ctx.n, ctx.eps),
+                (x, weight, bias),
+                needs,
+                (dout,),
             )
             return (*grads, None, None, None)
         op = _OPS["layer_norm_backward"][ctx.backend]
@@ -133,7 +142,9 @@ def _check_layer_norm(
     if any(isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) for n in shape):
         raise TypeError(f"normalized_shape: expected integers, got {shape}")
     if input.dim() < len(shape) or tuple(input.shape[-len(shape) :]) != shape:
-        raise ValueError(f"normalized_shape: {shape} is not the end of input's shape {tuple(input.shape)}")
+        raise ValueError(
+            f"normalized_shape: {shape} is not the end of input's shape {tuple(input.shape)}"
+        )
     if math.prod(shape) == 0:
         raise ValueError(f"normalized_shape: {shape} has no elements")
     if weight is not None:
@@ -153,7 +164,9 @@ def _as_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     if isinstance(normalized_shape, (int, torch.SymInt)):
         return (normalized_shape,)
     if not isinstance(normalized_shape, (tuple, list)):
-        raise TypeError(f"normalized_shape: expected integers, got {type(normalized_shape).__name__}")
+        raise TypeError(
+            f"normalized_shape: expected integers, got {type(normalized_shape).__name__}"
+        )
     return tuple(normalized_shape)
 
 
@@ -241,7 +254,9 @@ def _check_add_layer_norm(
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"x: shape {tuple(x.shape)}, expected a last dimension of at least 1")
     n = x.shape[-1]
-    total = x if x.dtype == residual.dtype else x.new_empty((0,), dtype=torch.result_type(x, residual))
+    total = (
+        x if x.dtype == residual.dtype else x.new_empty((0,), dtype=torch.result_type(x, residual))
+    )
     for name, value in (("weight", weight), ("bias", bias), ("x_bias", x_bias)):
         if value is not None:
             checks.check_parameter(name, value, "the sum", total, (n,))
@@ -282,7 +297,13 @@ def _add_layer_norm_facts(
     dtype = x.dtype if x.dtype == residual.dtype else torch.result_type(x, residual)
     weight_dtype = None if weight is None else weight.dtype
     return Facts(
-        "add_layer_norm", x.device.type, dtype, weight_dtype, x.shape[-1], dropout_p > 0.0, needs_grad
+        "add_layer_norm",
+        x.device.type,
+        dtype,
+        weight_dtype,
+        x.shape[-1],
+        dropout_p > 0.0,
+        needs_grad,
     )
 
 

@@ -1,0 +1,207 @@
+"""Triton kernels of LayerNorm and of bias + dropout + residual + LayerNorm.
+
+Shapes: M rows of N columns, contiguous. One tile holds BLOCK_M whole rows, so that every statistic
+is taken from registers, in float32. What a caller has not (bias, residual, ...) is passed as None,
+which Triton folds away at compile time. Written for Triton 3.6 and newer, and for its interpreter.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _keep_mask(
+    rows,  # (BLOCK_M,) int64
+    in_rows,  # (BLOCK_M,) bool
+    row_ids_ptr,  # (M,) int64, sample << 32 | position, or None
+    row_length,
+    seed_ptr,  # () int64 or None
+    offset_ptr,  # () int64 or None
+    threshold,
+    BLOCK_N: tl.constexpr,
+):
+    """(BLOCK_M, BLOCK_N) dropout mask: Philox4x32-10 words that are >= threshold stay."""
+    if row_ids_ptr is not None:
+        ids = tl.load(row_ids_ptr + rows, mask=in_rows, other=0)
+        position = ids & 0xFFFFFFFF
+        sample = ids >> 32
+    else:
+        position = rows % row_length
+        sample = rows // row_length
+    seed = tl.load(seed_ptr) if seed_ptr is not None else tl.full((), 0, tl.int64)
+    offset = tl.load(offset_ptr) if offset_ptr is not None else tl.full((), 0, tl.int64)
+    column_block = tl.arange(0, BLOCK_N // 4)[None, :].to(tl.uint32)
+    word0, word1, word2, word3 = tl.philox(
+        seed,
+        column_block,
+        (position & 0xFFFFFFFF).to(tl.uint32)[:, None],
+        (sample & 0xFFFFFFFF).to(tl.uint32)[:, None],
+        (offset & 0xFFFFFFFF).to(tl.uint32),
+    )
+    # The threshold goes up to 2**32 (p == 1 drops everything), hence the comparison in 64 bits.
+    # Joining decisions instead of words leaves fewer bytes to move between threads.
+    even = tl.join(word0.to(tl.int64) >= threshold, word2.to(tl.int64) >= threshold)
+    odd = tl.join(word1.to(tl.int64) >= threshold, word3.to(tl.int64) >= threshold)
+    # The last two axes, read in order, are words 0, 1, 2, 3 of each column block.
+    return tl.reshape(tl.join(even, odd), (rows.shape[0], BLOCK_N))
+
+
+@triton.jit
+def layer_norm_forward_kernel(
+    x_ptr,  # (M, N)
+    x_bias_ptr,  # (N,) or None
+    residual_ptr,  # (M, N) or None: then there is nothing to add and no dropout
+    weight_ptr,  # (N,) or None
+    bias_ptr,  # (N,) or None
+    out_ptr,  # (M, N)
+    sum_ptr,  # (M, N) or None
+    mean_ptr,  # (M,) float32
+    rstd_ptr,  # (M,) float32
+    seed_ptr,
+    offset_ptr,
+    row_ids_ptr,
+    row_length,
+    M,
+    N,
+    eps,
+    threshold: tl.int64,
+    scale,
+    DROPOUT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, BLOCK_N)
+    in_rows = rows < M
+    in_columns = columns < N
+    inside = in_rows[:, None] & in_columns[None, :]
+    at = rows[:, None] * N + columns[None, :]
+
+    value = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if x_bias_ptr is not None:
+        x_bias = tl.load(x_bias_ptr + columns, mask=in_columns, other=0.0).to(tl.float32)
+        value += x_bias[None, :]
+    if DROPOUT:
+        keep = _keep_mask(
+            rows, in_rows, row_ids_ptr, row_length, seed_ptr, offset_ptr, threshold, BLOCK_N
+        )
+        value = tl.where(keep, value * scale, 0.0)
+    if residual_ptr is not None:
+        value += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if sum_ptr is not None:
+        tl.store(sum_ptr + at, value.to(sum_ptr.dtype.element_ty), mask=inside)
+
+    # Two passes over the registers: the variance of centred values keeps its digits at any mean.
+    value = tl.where(inside, value, 0.0)
+    mean = tl.sum(value, 1) / N
+    centred = tl.where(inside, value - mean[:, None], 0.0)
+    rstd = tl.rsqrt(tl.sum(centred * centred, 1) / N + eps)
+    tl.store(mean_ptr + rows, mean, mask=in_rows)
+    tl.store(rstd_ptr + rows, rstd, mask=in_rows)
+
+    out = centred * rstd[:, None]
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr + columns, mask=in_columns, other=0.0).to(tl.float32)
+        out *= weight[None, :]
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + columns, mask=in_columns, other=0.0).to(tl.float32)
+        out += bias[None, :]
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def layer_norm_backward_kernel(
+    dout_ptr,  # (M, N)
+    dsum_ptr,  # (M, N) or None: gradient that reached the sum by another way
+    sum_ptr,  # (M, N): what was normalised
+    mean_ptr,  # (M,) float32
+    rstd_ptr,  # (M,) float32
+    weight_ptr,  # (N,) or None
+    dresidual_ptr,  # (M, N) or None: gradient of the sum
+    dx_ptr,  # (M, N) or None: the same behind dropout
+    dweight_ptr,  # (programs, N) float32 or None: one partial sum a program, likewise below
+    dbias_ptr,
+    dx_bias_ptr,
+    seed_ptr,
+    offset_ptr,
+    row_ids_ptr,
+    row_length,
+    M,
+    N,
+    threshold: tl.int64,
+    scale,
+    DROPOUT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    program = tl.program_id(0)
+    columns = tl.arange(0, BLOCK_N)
+    in_columns = columns < N
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr + columns, mask=in_columns, other=0.0).to(tl.float32)
+    dweight = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    dbias = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    dx_bias = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+
+    # A program's rows and their order depend on M and the number of programs alone: no atomics.
+    for first in range(program * BLOCK_M, M, tl.num_programs(0) * BLOCK_M):
+        rows = first + tl.arange(0, BLOCK_M).to(tl.int64)
+        in_rows = rows < M
+        inside = in_rows[:, None] & in_columns[None, :]
+        at = rows[:, None] * N + columns[None, :]
+        dout = tl.load(dout_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(sum_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        mean = tl.load(mean_ptr + rows, mask=in_rows, other=0.0)
+        rstd = tl.load(rstd_ptr + rows, mask=in_rows, other=0.0)
+        normed = tl.where(inside, (value - mean[:, None]) * rstd[:, None], 0.0)
+        if dweight_ptr is not None:
+            dweight += dout * normed
+        if dbias_ptr is not None:
+            dbias += dout
+        dnormed = dout
+        if weight_ptr is not None:
+            dnormed = dout * weight[None, :]
+        along_normed = tl.sum(dnormed * normed, 1) / N
+        along_ones = tl.sum(dnormed, 1) / N
+        dsum = dnormed - normed * along_normed[:, None] - along_ones[:, None]
+        dsum = tl.where(inside, dsum * rstd[:, None], 0.0)
+        if dsum_ptr is not None:
+            dsum += tl.load(dsum_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if dresidual_ptr is not None:
+            tl.store(dresidual_ptr + at, dsum.to(dresidual_ptr.dtype.element_ty), mask=inside)
+        if DROPOUT:
+            keep = _keep_mask(
+                rows, in_rows, row_ids_ptr, row_length, seed_ptr, offset_ptr, threshold, BLOCK_N
+            )
+            dsum = tl.where(keep, dsum * scale, 0.0)
+            if dx_ptr is not None:
+                tl.store(dx_ptr + at, dsum.to(dx_ptr.dtype.element_ty), mask=inside)
+        if dx_bias_ptr is not None:
+            dx_bias += dsum
+
+    partial = program.to(tl.int64) * N + columns
+    if dweight_ptr is not None:
+        tl.store(dweight_ptr + partial, tl.sum(dweight, 0), mask=in_columns)
+    if dbias_ptr is not None:
+        tl.store(dbias_ptr + partial, tl.sum(dbias, 0), mask=in_columns)
+    if dx_bias_ptr is not None:
+        tl.store(dx_bias_ptr + partial, tl.sum(dx_bias, 0), mask=in_columns)
+
+
+@triton.jit
+def layer_norm_column_sum_kernel(
+    partial_ptr,  # (P, N) float32
+    total_ptr,  # (N,) float32
+    P,
+    N,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = tl.zeros((BLOCK_N,), tl.float32)
+    for first in range(0, P, BLOCK_M):
+        rows = first + tl.arange(0, BLOCK_M)
+        inside = (rows < P)[:, None] & (columns < N)[None, :]
+        at = rows[:, None].to(tl.int64) * N + columns[None, :]
+        total += tl.sum(tl.load(partial_ptr + at, mask=inside, other=0.0), 0)
+    tl.store(total_ptr + columns, total, mask=columns < N)
