@@ -68,7 +68,7 @@ def through_reference() -> bool:
     if torch.compiler.is_compiling():
         return False
     return (
-        torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
+        torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
     )
 

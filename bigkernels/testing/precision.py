@@ -36,7 +36,7 @@ def _tf32(x: Tensor) -> Tensor:
 _ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {"medium": _bfloat16, "tf32": _tf32}
 
 
-class _RoundedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _RoundedProducts(TorchDispatchMode):
     def __init__(self, precision: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.precision = precision

@@ -31,7 +31,7 @@ def _reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, flags: tupl
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         q: Tensor,
         k: Tensor,
@@ -86,7 +86,7 @@ class _Attention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, mask, lengths, cu_q, cu_k, slopes, sinks, seed, offset, rows = (
             ctx.saved_tensors
         )
@@ -151,7 +151,7 @@ def _run(
     if name == "reference" or checks.through_reference():
         return _reference(call.q, call.k, call.v, call.mask, flags)
     if facts.needs_grad:
-        return _Attention.apply(call.q, call.k, call.v, call.mask, *flags, name)
+        return _Attention.apply(call.q, call.k, call.v, call.mask, *flags, name)  # type: ignore[no-untyped-call]
     return _OPS["attention_forward"][name](call.q, call.k, call.v, call.mask, *flags)
 
 

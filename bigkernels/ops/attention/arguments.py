@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -139,11 +140,7 @@ def _check_cu_seq(
         raise ValueError(f"{name}: shape (0,), expected (B + 1,)")
     if _readable(cu):
         ends = cu.tolist()
-        if (
-            ends[0] != 0
-            or ends[-1] != total
-            or any(a > b for a, b in zip(ends, ends[1:], strict=False))
-        ):
+        if ends[0] != 0 or ends[-1] != total or any(a > b for a, b in itertools.pairwise(ends)):
             raise ValueError(
                 f"{name}: expected 0, then rising ends up to {packed}'s {total} tokens"
             )

@@ -169,13 +169,13 @@ def packed(
     outs, lses = [], []
     for b in range(len(ends_q) - 1):
         a, z = ends_q[b], ends_q[b + 1]
-        one = (
+        q1, k1, v1 = (
             x[None].transpose(1, 2)
             for x in (q[a:z], k[ends_k[b] : ends_k[b + 1]], v[ends_k[b] : ends_k[b + 1]])
         )
         place = rows[a:z] if rows is not None else (b << 32) + torch.arange(z - a, device=q.device)
         out, lse = dense(
-            *one, None, None, scale, causal, window_left, window_right, softcap, alibi_slopes, sinks,
+            q1, k1, v1, None, None, scale, causal, window_left, window_right, softcap, alibi_slopes, sinks,
             dropout_p, seed, offset, place,
         )  # fmt: skip
         outs.append(out[0].transpose(0, 1))

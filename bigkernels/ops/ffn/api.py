@@ -23,7 +23,7 @@ def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         weight1: Tensor,
@@ -74,7 +74,7 @@ class _FeedForward(torch.autograd.Function):
         return out  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, weight1, bias1, weight2, bias2, weight_gate, bias_gate, *rest = ctx.saved_tensors
         pre, gate, hidden, *where = rest
         inputs = (x, weight1, bias1, weight2, bias2, weight_gate, bias_gate)
@@ -187,7 +187,7 @@ def _prepare(
 ) -> tuple[tuple[Any, ...], Facts]:
     checks.check_float_tensor("x", x)
     tensors = _autocast(x, weight1, bias1, weight2, bias2, weight_gate, bias_gate)
-    _check(*tensors, activation, dropout_p, rows)  # type: ignore[arg-type]
+    _check(*tensors, activation, dropout_p, rows)  # type: ignore[arg-type, call-arg]
     if recompute not in (0, 1, 2) or isinstance(recompute, bool):
         raise ValueError(f"recompute: got {recompute!r}, expected 0, 1 or 2")
     assert tensors[0] is not None
@@ -243,5 +243,5 @@ def feed_forward(
     if name == "reference" or checks.through_reference():
         return reference.feed_forward(*arguments)
     if facts.needs_grad:
-        return _FeedForward.apply(*arguments, 2 - recompute, name)  # type: ignore[no-any-return]
+        return _FeedForward.apply(*arguments, 2 - recompute, name)  # type: ignore[no-any-return, no-untyped-call]
     return _OPS["ffn_forward"][name](*arguments, 0)[0]  # type: ignore[no-any-return]

@@ -25,7 +25,7 @@ def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
 
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor | None,
@@ -40,7 +40,7 @@ class _LayerNorm(torch.autograd.Function):
         return out  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
         if checks.recomputing():
@@ -68,7 +68,7 @@ class _AddLayerNorm(torch.autograd.Function):
     differentiation possible without keeping x and residual alive."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         residual: Tensor,
@@ -91,7 +91,7 @@ class _AddLayerNorm(torch.autograd.Function):
         return out, total
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor | None, dsum: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dout: Tensor | None, dsum: Tensor | None) -> tuple[Tensor | None, ...]:
         total, mean, rstd, weight, bias, x_bias, seed, offset, rows = ctx.saved_tensors
         need_x, need_residual, need_weight, need_bias, _, need_x_bias = ctx.needs_input_grad[:6]
         p = ctx.dropout_p
@@ -120,10 +120,10 @@ class _AddLayerNorm(torch.autograd.Function):
         return (
             dx if need_x else None,
             dresidual if need_residual else None,
-            dweight.to(weight.dtype) if need_weight else None,
-            dbias.to(bias.dtype) if need_bias else None,
+            dweight.to(weight.dtype) if need_weight else None,  # type: ignore[union-attr]
+            dbias.to(bias.dtype) if need_bias else None,  # type: ignore[union-attr]
             None,
-            dx_bias.to(x_bias.dtype) if need_x_bias else None,
+            dx_bias.to(x_bias.dtype) if need_x_bias else None,  # type: ignore[union-attr]
             *(None,) * 5,
         )
 
@@ -230,7 +230,7 @@ def layer_norm(
     if name == "reference" or checks.through_reference():
         return reference.layer_norm(x, weight, bias, n, eps)
     if facts.needs_grad:
-        return _LayerNorm.apply(x, weight, bias, n, eps, name)  # type: ignore[no-any-return]
+        return _LayerNorm.apply(x, weight, bias, n, eps, name)  # type: ignore[no-any-return, no-untyped-call]
     return _OPS["layer_norm_forward"][name](x, weight, bias, n, eps)[0]  # type: ignore[no-any-return]
 
 
@@ -355,7 +355,7 @@ def add_layer_norm(
         )
         return (out, total) if return_sum else out
     if facts.needs_grad:
-        out, total = _AddLayerNorm.apply(
+        out, total = _AddLayerNorm.apply(  # type: ignore[no-untyped-call]
             x, residual, weight, bias, eps, x_bias, dropout_p, seed_, offset_, rows, name
         )
         return (out, total) if return_sum else out
