@@ -22,10 +22,10 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SHELL := /bin/bash
-CXX_FILES = $(shell find csrc python_bindings tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
-PY_FILES = bigkernels build_backend tests $(wildcard benchmarks) setup.py
+CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+ROOM_TESTS = $(wildcard tests/test_layer_norm*.py tests/test_attention*.py tests/test_ffn*.py)
 
-.PHONY: build test test-full test-abi lint format demo bench clean
+.PHONY: build test test-full test-isa test-abi lint format demo bench clean
 
 build: $(READY)
 	@$(RUN) setup.py -q build_native --inplace
@@ -36,6 +36,11 @@ test: build
 test-full: build
 	$(RUN) -m pytest -q -m "full or not full" $(ARGS)
 
+# The CPU kernels again, as on machines without the newest instructions.
+test-isa: build
+	BIGKERNELS_ISA=scalar $(RUN) -m pytest -q -k cpu $(ROOM_TESTS) $(ARGS)
+	BIGKERNELS_ISA=avx2 $(RUN) -m pytest -q -k cpu $(ROOM_TESTS) $(ARGS)
+
 # One binary for every torch: the libraries built here, loaded by the oldest supported torch.
 test-abi: build .venv-abi/.ready
 	.venv-abi/bin/python -m pytest -q $(ARGS)
@@ -45,7 +50,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run --Werror $(CXX_FILES))
-	$(RUN) tests/check_sizes.py
+	$(RUN) tests/check_house.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix -q .

@@ -196,8 +196,8 @@ def scaled_dot_product_attention(
     Args:
         query: (..., H, Lq, D), float32, bfloat16, float16 or float64, any strides.
         key, value: (..., Hkv, Lk, D) and (..., Hkv, Lk, Dv), of query's dtype; Hkv == H unless enable_gqa.
-        attn_mask: broadcastable to (..., H, Lq, Lk): bool (True = attend) or additive, of query's dtype or float32;
-            an additive one gets its gradient. Combines with is_causal.
+        attn_mask: fits (..., H, Lq, Lk), combines with is_causal: bool (True = attend), or additive, of query's
+            dtype or float32, with a gradient.
         dropout_p: probability of dropping a weight; no ``training`` flag: pass 0.0 for evaluation.
         is_causal: query i sees keys j <= i, or j <= i + Lk - Lq with ``causal_alignment="bottom_right"``.
         scale: of the scores, default 1 / sqrt(D).
@@ -214,8 +214,7 @@ def scaled_dot_product_attention(
         backend: forces a backend ("cuda", "triton", "cpu", "reference").
 
     Returns:
-        (..., H, Lq, Dv) in query's dtype and dimension order, or (out, lse). A query without any key gets zeros
-        and lse -inf, and its gradients are zero.
+        (..., H, Lq, Dv) in query's dtype and dimension order, or (out, lse). No key: 0, lse -inf, gradients 0.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, range or device.
