@@ -69,7 +69,7 @@ inline Tensor empty_strided(const Tensor& like, const Sizes& sizes, const Sizes&
   return Tensor(handle);
 }
 
-// Uninitialised and contiguous. Also the source of scratch memory.
+// Uninitialised and contiguous.
 inline Tensor empty(const Tensor& like, const Sizes& sizes, ScalarType dtype) {
   Sizes strides(sizes.size());
   int64_t stride = 1;
@@ -93,6 +93,18 @@ inline int64_t int_or_zero(const std::optional<Tensor>& tensor) {
 }
 
 inline int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+// Uninitialised memory for the time of one call, from torch's allocator; nothing if bytes is 0.
+class Scratch {
+ public:
+  Scratch(const Tensor& like, int64_t bytes) {
+    if (bytes > 0) tensor_ = empty(like, {bytes}, ScalarType::Byte);
+  }
+  void* data() const { return tensor_.has_value() ? tensor_->mutable_data_ptr() : nullptr; }
+
+ private:
+  std::optional<Tensor> tensor_;
+};
 
 // A tensor seen as (count, length) rows of adjacent elements, `stride` elements apart.
 struct Rows {

@@ -1,11 +1,13 @@
 // Every room's CPU kernels, for the instruction set of the including translation unit.
 #include "common/cpu/simd.h"
 #include "isa/table.h"
+#include "layer_norm/cpu-inl.h"
 
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 
 extern const KernelTable kKernels = {
     BIGKERNELS_ISA_NAME,
+    {layer_norm_forward, layer_norm_backward},
 };
 
 }  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE

@@ -2,11 +2,14 @@
 // them.
 #pragma once
 
+#include "layer_norm/layer_norm.h"
+
 namespace bigkernels {
 
 // One member per room, of the struct of entry points that its header declares.
 struct KernelTable {
   const char* isa;
+  LayerNormKernels layer_norm;
 };
 
 namespace scalar {

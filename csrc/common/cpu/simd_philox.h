@@ -90,5 +90,21 @@ inline Vec::Mask dropout_keep(const Dropout& dropout, VecU row, int64_t column) 
   return greater_equal(words, dropout.threshold) & dropout.alive;
 }
 
+// x where kept, times 1 / (1 - p); 0 where dropped. x holds the columns from `column` on.
+inline Vec drop(const Dropout& dropout, VecU row, int64_t column, Vec x) {
+  const Vec scale = Vec::broadcast(static_cast<float>(dropout.scale));
+  return select(dropout_keep(dropout, row, column), x * scale, Vec::zero());
+}
+
+// A VecD covers a part of one vector of words.
+inline VecD drop(const Dropout& dropout, VecU row, int64_t column, VecD x) {
+  const int64_t first = column % VecU::kLanes;
+  const Vec::Mask keep = dropout_keep(dropout, row, column - first);
+  float kept[Vec::kLanes];
+  store(kept, select(keep, Vec::broadcast(1.0f), Vec::zero()));
+  const VecD on = VecD::load(kept + first);
+  return select(less(VecD::zero(), on), x * VecD::broadcast(dropout.scale), VecD::zero());
+}
+
 }  // namespace
 }  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE

@@ -1,0 +1,109 @@
+// LayerNorm over rows, alone or fused with what comes before it:
+//   layer_norm:      out = LayerNorm(x)
+//   add_layer_norm:  sum = residual + dropout(x + x_bias), out = LayerNorm(sum)
+// x, residual, out and their gradients have `dtype`; statistics and gradients of parameters have
+// its statistics dtype (float32, float64 for float64). The letters: M rows, N columns.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+#include "common/math.h"
+
+namespace bigkernels {
+
+// Equal seed, offset and position drop equal elements. Row r stands at sample b, position i:
+// rows[r] = b << 32 | i, or b = r / period, i = r % period where rows is null.
+struct RowDropout {
+  double p;  // 0: no dropout
+  int64_t seed;
+  int64_t offset;
+  const int64_t* rows;  // (M,) or null
+  int64_t period;
+};
+
+// A vector of N parameters in its own dtype; data may be null.
+struct ParameterRow {
+  const void* data;
+  DType dtype;  // that of the kernel or its statistics dtype
+};
+
+struct LayerNormForwardParams {
+  const void* x;         // (M, N), rows x_stride elements apart
+  const void* residual;  // (M, N), or null: layer_norm, without x_bias, dropout and sum
+  ParameterRow x_bias, weight, bias;
+  void* out;   // (M, N) contiguous
+  void* sum;   // (M, N) contiguous, or null
+  void* mean;  // (M,) statistics
+  void* rstd;  // (M,) statistics
+  int64_t row_count, columns;
+  int64_t x_stride, residual_stride;
+  double eps;
+  RowDropout dropout;
+  DType dtype;
+  int num_threads;
+  void* scratch;  // layer_norm_forward_scratch() bytes
+};
+
+struct LayerNormBackwardParams {
+  const void* dout;  // (M, N)
+  const void* dsum;  // (M, N) or null: gradient that reaches the sum from elsewhere
+  const void* x;     // (M, N): x of layer_norm, sum of add_layer_norm
+  const void* mean;  // (M,) statistics
+  const void* rstd;  // (M,) statistics
+  ParameterRow weight;
+  void* dx;          // (M, N) contiguous, or null: gradient of x (of the sum: that of residual)
+  void* dx_dropped;  // (M, N) contiguous, or null: dx through the dropout
+  void* dweight;     // (N,) statistics, or null
+  void* dbias;       // (N,) statistics, or null
+  void* dx_bias;     // (N,) statistics, or null: column sums of dx through the dropout
+  int64_t row_count, columns;
+  int64_t dout_stride, dsum_stride, x_stride;
+  RowDropout dropout;
+  DType dtype;
+  int num_threads;
+  void* scratch;  // layer_norm_backward_scratch() bytes
+};
+
+// Bytes for a parameter row that has to be converted to the statistics dtype.
+static inline int64_t converted_bytes(const ParameterRow& row, int64_t columns, DType dtype) {
+  const DType statistics = statistics_dtype(dtype);
+  if (row.data == nullptr || row.dtype == statistics) return 0;
+  return columns * element_size(statistics);
+}
+
+// The converted parameters, then one row of the sum per thread.
+static inline int64_t layer_norm_forward_scratch(const LayerNormForwardParams& params) {
+  int64_t bytes = 0;
+  bytes += converted_bytes(params.x_bias, params.columns, params.dtype);
+  bytes += converted_bytes(params.weight, params.columns, params.dtype);
+  bytes += converted_bytes(params.bias, params.columns, params.dtype);
+  if (params.residual == nullptr) return bytes;
+  const int64_t sums = params.num_threads * params.columns;
+  return bytes + sums * element_size(statistics_dtype(params.dtype));
+}
+
+// Column sums are taken over blocks of rows, then over the blocks in order. The blocks depend on M
+// only, so the result does not depend on the number of threads.
+static inline int64_t layer_norm_block_rows(int64_t row_count) {
+  return min_int(64, max_int(8, round_up(ceil_div(row_count, 16), 8)));
+}
+
+static inline int64_t layer_norm_block_count(int64_t row_count) {
+  return ceil_div(row_count, layer_norm_block_rows(row_count));
+}
+
+// The converted weight, then the three column sums of each block, if any is needed.
+static inline int64_t layer_norm_backward_scratch(const LayerNormBackwardParams& params) {
+  const int64_t bytes = converted_bytes(params.weight, params.columns, params.dtype);
+  if (!params.dweight && !params.dbias && !params.dx_bias) return bytes;
+  const int64_t sums = 3 * layer_norm_block_count(params.row_count) * params.columns;
+  return bytes + sums * element_size(statistics_dtype(params.dtype));
+}
+
+struct LayerNormKernels {
+  void (*forward)(const LayerNormForwardParams& params);
+  void (*backward)(const LayerNormBackwardParams& params);
+};
+
+}  // namespace bigkernels
