@@ -1,1 +1,5 @@
-"""Making existing models fast in place."""
+"""In-place acceleration of models people already have."""
+
+from bigkernels.integrations.accelerate import Handle, Report, accelerate, restore
+
+__all__ = ["Handle", "Report", "accelerate", "restore"]

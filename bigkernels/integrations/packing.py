@@ -22,6 +22,11 @@ class Plan(NamedTuple):
     batch: int
     length: int
 
+    @property
+    def full(self) -> bool:
+        """Whether there is no padding at all, so that packing and padding are views."""
+        return self.indices.shape[0] == self.batch * self.length
+
 
 def plan(keep: Tensor) -> Plan:
     """The plan of a batch.
@@ -40,14 +45,27 @@ def plan(keep: Tensor) -> Plan:
     return Plan(indices, cu_seq, rows, longest, batch, length)
 
 
+def full_plan(batch: int, length: int, device: torch.device) -> Plan:
+    """The plan of a batch without padding."""
+    indices = torch.arange(batch * length, device=device)
+    cu_seq = torch.arange(batch + 1, dtype=torch.int32, device=device) * length
+    sample = torch.arange(batch, device=device)[:, None]
+    rows = (sample << 32) | torch.arange(length, device=device)
+    return Plan(indices, cu_seq, rows.flatten(), length, batch, length)
+
+
 def unpad(x: Tensor, plan: Plan) -> Tensor:
     """The packed tokens (T, ...) of a padded x (B, L, ...)."""
+    if plan.full:
+        return x.flatten(0, 1)
     return x.flatten(0, 1).index_select(0, plan.indices)
 
 
 def pad(x: Tensor, plan: Plan) -> Tensor:
     """The padded (B, L, ...) form of packed tokens x (T, ...); padding is zero."""
     rest = x.shape[1:]
+    if plan.full:
+        return x.reshape(plan.batch, plan.length, *rest)
     empty = x.new_zeros((plan.batch * plan.length, *rest))
     return empty.index_copy(0, plan.indices, x).reshape(plan.batch, plan.length, *rest)
 

@@ -1,0 +1,146 @@
+"""accelerate(): puts fused blocks into a model in place, says what it did, and takes it back."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import TracebackType
+
+import torch
+from torch import nn
+
+from bigkernels.integrations import backbone, families
+from bigkernels.integrations.twins import is_twin, qualified_name, stock_class, twin
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What ``accelerate`` did to a model; ``print`` it.
+
+    Attributes:
+        swapped: dotted name of each replaced block and its stock class's name.
+        skipped: dotted name of each block that could have been replaced, and why it was not.
+        padded: dotted name of each backbone that ran its last batch padded, and why.
+        packed_bytes: bytes held in packed copies of weights.
+        advice: what to do if nothing was replaced.
+    """
+
+    swapped: dict[str, str]
+    skipped: dict[str, str]
+    padded: dict[str, str]
+    packed_bytes: int = 0
+    advice: str = ""
+
+    def __str__(self) -> str:
+        counts: dict[str, int] = {}
+        for name in self.swapped.values():
+            counts[name] = counts.get(name, 0) + 1
+        total = ", ".join(f"{n} {name}" for name, n in counts.items()) or "nothing"
+        lines = [f"accelerated: {total}; {self.packed_bytes} bytes of packed weights"]
+        lines += [f"  skipped {name or 'the model'}: {why}" for name, why in self.skipped.items()]
+        lines += [f"  ran padded {name or 'the model'}: {why}" for name, why in self.padded.items()]
+        return "\n".join([*lines, self.advice] if self.advice else lines)
+
+
+class Handle:
+    """What ``accelerate`` returns; usable as a context manager that restores at its end."""
+
+    def __init__(self, model: nn.Module, swaps: list[nn.Module], skipped: dict[str, str]) -> None:
+        self._model = model
+        self._swaps = swaps
+        self._skipped = skipped
+
+    def report(self) -> Report:
+        """What was replaced, what was not and why, and which backbone ran padded."""
+        mine = {id(m) for m in self._swaps}
+        names = dict(self._model.named_modules())
+        swapped = {
+            n: stock_class(m).__name__ for n, m in names.items() if id(m) in mine and is_twin(m)
+        }
+        padded = {
+            n: backbone.last_reason[id(m)]
+            for n, m in names.items()
+            if id(m) in backbone.last_reason
+        }
+        advice = ""
+        if not swapped and not any(is_twin(m) for m in names.values()):
+            known = ", ".join(families.FAMILIES)
+            advice = f"No block of a known family was found ({known}). Build with bigkernels.nn or the functions."
+        return Report(swapped, dict(self._skipped), padded, advice=advice)
+
+    def refresh(self) -> None:
+        """Replaces what has been added to the model since; drops packed copies of weights (none are kept yet)."""
+        swaps, self._skipped = _swap(self._model)
+        self._swaps += swaps
+
+    def restore(self) -> None:
+        """Puts the stock classes back; the modules and parameters are the same objects throughout."""
+        for module in self._swaps:
+            if is_twin(module):
+                module.__class__ = stock_class(module)
+        self._swaps = []
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.restore()
+
+
+def _swap(model: nn.Module) -> tuple[list[nn.Module], dict[str, str]]:
+    swaps: list[nn.Module] = []
+    skipped: dict[str, str] = {}
+    for name, module in model.named_modules():
+        cls = type(module)
+        role = families.ROLES.get(qualified_name(cls))
+        if role is None:
+            continue
+        reason = (
+            "it has a forward of its own" if "forward" in module.__dict__ else role.refuse(module)
+        )
+        if reason is not None:
+            skipped[name] = reason
+            continue
+        module.__class__ = twin(cls, role)
+        swaps.append(module)
+    return swaps, skipped
+
+
+def accelerate(model: nn.Module, dtype: torch.dtype | str | None = None) -> Handle:
+    """Replaces a model's blocks by fused ones, in place: same parameters, same state_dict, same results.
+
+    Works on BERT, RoBERTa, XLM-RoBERTa, ELECTRA and DistilBERT of transformers, wherever they sit inside ``model``
+    (SentenceTransformer, CrossEncoder, a task head, your own module). Padded batches run without their padding;
+    padded positions of the last hidden state are zeros. A model without known blocks is left alone and the report
+    says so.
+
+    Args:
+        model: any module; only the blocks of known families in it change.
+        dtype: None: compute in the model's own dtype. Nothing else is served yet.
+
+    Returns:
+        A handle with ``report()``, ``refresh()`` and ``restore()``; as a context manager it restores at its end.
+
+    Raises:
+        TypeError: model is not a module.
+        ValueError: a dtype was given.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if dtype is not None:
+        raise ValueError(
+            f"dtype: got {dtype!r}, expected None; convert the model itself with model.to(dtype)"
+        )
+    swaps, skipped = _swap(model)
+    return Handle(model, swaps, skipped)
+
+
+def restore(model: nn.Module) -> None:
+    """Puts the stock classes back in a model whose handle is gone, for example a deepcopy of an accelerated one."""
+    for module in model.modules():
+        if is_twin(module):
+            module.__class__ = stock_class(module)
