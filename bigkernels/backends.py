@@ -78,10 +78,12 @@ _records: contextvars.ContextVar[list[Record] | None] = contextvars.ContextVar(
 )
 _chosen: dict[tuple[Any, ...], str] = {}
 _DRAWERS: dict[tuple[str, str], types.ModuleType] = {}
+_ABSENT: dict[str, str | None] = {}  # why a room has no C++ kernels on the CPU
 
 
 def register(room: str, backends: tuple[str, ...]) -> None:
     """Called once by each room's ``api.py``: imports its drawers (which must not import triton at their top)."""
+    _ABSENT[room] = library.why_no_kernels(room)
     for name in (*backends, "reference"):
         _DRAWERS[room, name] = importlib.import_module(f"bigkernels.ops.{room}.{name}")
 
@@ -103,8 +105,9 @@ def refusals(room: str, backend: str, facts: Any, forced: bool = False) -> tuple
             return (f"device {facts.device} is not {_DEVICES[backend]}",)
         if not forced:
             return ("the interpreter runs only when asked for",)
-    if backend == "cpu" and library.extension_error is not None:
-        return (library.extension_error,)
+    absent = _ABSENT[room] if backend == "cpu" else None
+    if absent is not None:
+        return (absent,)
     reasons: tuple[str, ...] = _DRAWERS[room, backend].limits(facts)
     return reasons
 

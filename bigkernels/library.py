@@ -58,6 +58,15 @@ def kernels(name: str, backends: tuple[str, ...]) -> dict[str, torch._ops.OpOver
     return {b: getattr(torch.ops.bigkernels, f"{name}_{b}").default for b in backends}
 
 
+def why_no_kernels(room: str) -> str | None:
+    """Why the C++ extension does not serve a room on the CPU, or None if it does."""
+    if extension_error is not None:
+        return extension_error
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"bigkernels::{room}_forward_cpu", "CPU"):
+        return None
+    return f"the C++ extension holds no {room} kernels"
+
+
 extension_error: str | None = _load_extension()
 """Why the C++ kernels are missing, or None when they are loaded."""
 

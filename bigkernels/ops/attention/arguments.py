@@ -107,7 +107,7 @@ def _mask_4d(mask: Tensor, q: Tensor, keys: int, leading: torch.Size | None) -> 
     return mask[(None,) * (4 - mask.dim())] if mask.dim() < 4 else mask
 
 
-def _readable(x: Tensor) -> bool:
+def readable(x: Tensor) -> bool:
     """Whether x's values can be read now at no cost: on the CPU, real, not being compiled."""
     return (
         x.device.type == "cpu"
@@ -138,7 +138,7 @@ def _check_cu_seq(
     _check_lengths(name, cu, q, (size,))
     if size < 1:
         raise ValueError(f"{name}: shape (0,), expected (B + 1,)")
-    if _readable(cu):
+    if readable(cu):
         ends = cu.tolist()
         if ends[0] != 0 or ends[-1] != total or any(a > b for a, b in itertools.pairwise(ends)):
             raise ValueError(
@@ -218,7 +218,7 @@ def dense_call(
     checks.check_number("dropout_p", dropout_p, 0.0, 1.0)
     if key_lengths is not None:
         _check_lengths("key_lengths", key_lengths, q, (q.shape[0],))
-        if _readable(key_lengths) and q.shape[0]:
+        if readable(key_lengths) and q.shape[0]:
             low, high = int(key_lengths.min()), int(key_lengths.max())
             if low < 0 or high > k.shape[2]:
                 raise ValueError(

@@ -1,0 +1,16 @@
+"""LayerNorm on the fused kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bigkernels.ops.layer_norm.api import layer_norm
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """``torch.nn.LayerNorm`` on the fused kernels; statistics are float32 for 16-bit inputs too."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (..., *normalized_shape). Raises what ``bigkernels.layer_norm`` raises."""
+        return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
