@@ -23,6 +23,9 @@ MAX_COLUMNS = 8192
 MAX_COLUMNS_ONE_PASS = 4096
 # Elements of a row that one thread holds: the backward kernel keeps several values of each.
 FORWARD_ELEMENTS, BACKWARD_ELEMENTS = 16, 8
+# The backward kernel runs 16 warps a multiprocessor: they may have all of its 65,536 registers.
+# Said aloud, because ptxas otherwise spills two of them here and there to fit a warp more.
+BACKWARD_WARPS, BACKWARD_REGISTERS = 16, 128
 COLUMN_SUM_TILE = (64, 32)
 INTERPRETED_PROGRAMS = 3
 
@@ -73,11 +76,11 @@ def _multiprocessors(device_index: int) -> int:
 
 
 def _programs(device: torch.device, row_blocks: int, num_warps: int) -> int:
-    """Programs of the backward kernel: 16 warps a multiprocessor, one partial sum a program."""
+    """Programs of the backward kernel, as many as run at once: each makes one partial sum."""
     if device.type != "cuda":
         return min(row_blocks, INTERPRETED_PROGRAMS)
     index = torch.cuda.current_device() if device.index is None else device.index
-    return min(row_blocks, _multiprocessors(index) * (16 // num_warps))
+    return min(row_blocks, _multiprocessors(index) * (BACKWARD_WARPS // num_warps))
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
@@ -221,6 +224,7 @@ def _launch_backward(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         num_warps=num_warps,
+        maxnreg=BACKWARD_REGISTERS,
     )
 
 
