@@ -122,7 +122,7 @@ def _layer_forward(
         attention.scaling,
     )
     # The Linear's bias travels with the residual: one pass over the tokens less.
-    x = add_layer_norm(  # type: ignore[assignment]
+    x = add_layer_norm(
         F.linear(context, after.dense.weight),
         x,
         after.LayerNorm.weight,
@@ -147,7 +147,7 @@ def _layer_forward(
         dropout_p=rate(layer.output.dropout, training),
         rows=rows,
     )
-    return out if plan is None else out[None]  # type: ignore[call-overload]
+    return out if plan is None else out[None]
 
 
 def _embeddings_refuse(embeddings: nn.Module) -> str | None:
@@ -159,7 +159,7 @@ def drop(x: Tensor, dropout_p: float, rows: Tensor | None) -> Tensor:
     if dropout_p == 0.0:
         return x
     zero = torch.zeros_like(x)
-    return add_layer_norm(x, zero, None, None, dropout_p=dropout_p, return_sum=True, rows=rows)[1]
+    return add_layer_norm(x, zero, None, None, dropout_p=dropout_p, return_sum=True, rows=rows)[1]  # type: ignore[no-any-return]
 
 
 def _embeddings_forward(
@@ -190,7 +190,7 @@ def _embeddings_forward(
     out = add_layer_norm(
         words, embeddings.position_embeddings(position_ids), norm.weight, norm.bias, norm.eps
     )
-    return drop(out, rate(embeddings.dropout, embeddings.training), rows)  # type: ignore[arg-type]
+    return drop(out, rate(embeddings.dropout, embeddings.training), rows)
 
 
 def position_ids(backbone: Any, input_ids: Tensor | None, plan: Plan) -> Tensor:

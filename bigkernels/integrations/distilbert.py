@@ -70,7 +70,7 @@ def _block_forward(
         attention.scaling,
     )
     norm = block.sa_layer_norm
-    x = add_layer_norm(  # type: ignore[assignment]
+    x = add_layer_norm(
         F.linear(context, attention.out_lin.weight),
         x,
         norm.weight,
@@ -92,7 +92,7 @@ def _block_forward(
         dropout_p=rate(ffn.dropout, training),
         rows=rows,
     )
-    return out if plan is None else out[None]  # type: ignore[call-overload]
+    return out if plan is None else out[None]
 
 
 def _embeddings_refuse(embeddings: nn.Module) -> str | None:
@@ -115,7 +115,7 @@ def _embeddings_forward(
     out = add_layer_norm(
         words, embeddings.position_embeddings(position_ids), norm.weight, norm.bias, norm.eps
     )
-    return drop(out, rate(embeddings.dropout, embeddings.training), bigkernels_plan.rows)  # type: ignore[arg-type]
+    return drop(out, rate(embeddings.dropout, embeddings.training), bigkernels_plan.rows)
 
 
 BLOCK = Role(_block_forward, _block_refuse, _BLOCK)

@@ -321,7 +321,7 @@ def add_layer_norm(
     offset: int | Tensor | None = None,
     rows: Tensor | None = None,
     backend: str | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """``layer_norm(residual + dropout(x + x_bias))`` over the last dimension, in one pass.
 
     Args:
