@@ -39,13 +39,27 @@ def add_layer_norm(
     offset: Tensor | None,
     rows: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """(out, sum): sum = residual + dropout(x + x_bias), out = LayerNorm(sum), statistics of the unrounded sum."""
+    """(out, sum): sum = residual + dropout(x + x_bias), out = LayerNorm(sum)."""
+    keep = dropout.keep_rows(x, dropout_p, seed, offset, rows) if dropout_p > 0.0 else None
+    return add_layer_norm_keeping(x, residual, weight, bias, eps, x_bias, dropout_p, keep)
+
+
+def add_layer_norm_keeping(
+    x: Tensor,  # (..., N)
+    residual: Tensor,  # (..., N)
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    x_bias: Tensor | None,
+    dropout_p: float,
+    keep: Tensor | None,  # (..., N) bool, or None without dropout
+) -> tuple[Tensor, Tensor]:
+    """add_layer_norm with the keep mask drawn already; statistics are those of the unrounded sum."""
     stat = stat_dtype(x.dtype)
     branch = x.to(stat)
     if x_bias is not None:
         branch = branch + x_bias.to(stat)
-    if dropout_p > 0.0:
-        keep = dropout.keep_rows(x, dropout_p, seed, offset, rows)
+    if keep is not None:
         branch = dropout.drop(branch, keep, dropout_p)
     total = residual.to(stat) + branch
     return _normalize(total, weight, bias, eps).to(x.dtype), total.to(x.dtype)
