@@ -119,7 +119,9 @@ FAULTS: dict[str, tuple[Callable[[Mapping[str, Any]], Results], str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PlainNorm(Case):
+    room: ClassVar[str] = "plain"
     operation: ClassVar[str] = "plain_norm"
+    elements: ClassVar[int] = ROWS * N
 
     def problem(self) -> Problem:
         generator = torch.Generator().manual_seed(self.seed)
@@ -152,6 +154,8 @@ def test_an_honest_kernel_passes(dtype, layout):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_fails(fault, dtype):
+    if fault == "three_ulp" and dtype == torch.float64:
+        pytest.skip("truth itself knows float64 results no better than that")
     case = PlainNorm(reason="a fault", dtype=dtype)
     with pytest.raises(AssertionError, match=FAULTS[fault][1]) as failure:
         oracle.check(case, fault)

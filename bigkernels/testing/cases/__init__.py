@@ -28,6 +28,7 @@ class Case(ABC):
     one of canary.LAYOUTS. seed: of the random inputs.
     """
 
+    room: ClassVar[str]
     operation: ClassVar[str]
 
     reason: str
@@ -60,6 +61,11 @@ class Case(ABC):
     def call(self, inputs: Tensors, backend: str | None) -> Mapping[str, Tensor]:
         """The public function on the problem's inputs, outputs named as the reference names
         them."""
+
+    @property
+    @abstractmethod
+    def elements(self) -> int:
+        """Elements of the largest input: what a slow backend decides by whether to take the case."""
 
     @abstractmethod
     def facts(self, device: str) -> Any:
