@@ -52,7 +52,7 @@ class Plan:
         self.link(NATIVE, self.compile(module, includes), kernels)
         front_ends = set(Path("python_bindings").glob("*.cpp")) - module
         torch = f"-isystem {tools.torch}/include -DTORCH_TARGET_VERSION={toolchain.TORCH_TARGET}"
-        libs = f"-L{tools.torch}/lib -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10 $torch_rpath"
+        libs = f"-L{tools.torch}/lib -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10 $ops_link"
         self.link(OPS, self.compile(front_ends, torch), kernels, libs)
         self.link(CUDA, self.compile(Path("csrc").rglob("*.cu"), rule="cu"), rule="culink")
 
