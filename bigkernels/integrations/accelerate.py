@@ -56,11 +56,7 @@ class Handle:
         swapped = {
             n: stock_class(m).__name__ for n, m in names.items() if id(m) in mine and is_twin(m)
         }
-        padded = {
-            n: backbone.last_reason[id(m)]
-            for n, m in names.items()
-            if id(m) in backbone.last_reason
-        }
+        padded = {n: why for n, m in names.items() if (why := backbone.why_padded(m)) is not None}
         advice = ""
         if not swapped and not any(is_twin(m) for m in names.values()):
             known = ", ".join(families.FAMILIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,14 +17,16 @@ from bigkernels.integrations.twins import Role, is_twin
 _TENSORS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 _FOREIGN = ("encoder_hidden_states", "encoder_attention_mask", "past_key_values")
 
-last_reason: dict[int, str] = {}
-"""Why a backbone (by id) ran its last batch padded; absent if it ran packed."""
+_padded: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def why_padded(backbone: nn.Module) -> str | None:
+    """Why a backbone ran its last batch padded; None if it ran packed or has not run."""
+    return _padded.get(backbone)
 
 
 def _why_padded(backbone: Any, given: dict[str, Any]) -> str | None:
     """Why this call cannot run packed, or None."""
-    if torch.compiler.is_compiling():
-        return "it is being compiled"
     config = backbone.config
     if getattr(config, "is_decoder", False):
         return "it is a decoder"
@@ -106,14 +109,16 @@ def _pooled(backbone: Any, hidden: Tensor, plan: Plan) -> Tensor | None:
 
 def forward(stock: Callable[..., Any], backbone: Any, *args: Any, **kwargs: Any) -> Any:
     """Forward of a swapped backbone; results are stock's, with zeros at padded positions."""
+    if torch.compiler.is_compiling():  # T tokens would be a data-dependent size
+        return stock(backbone, *args, **kwargs)
     from transformers import modeling_outputs as outputs
 
     given = inspect_arguments(stock, backbone, args, kwargs)
     reason = _why_padded(backbone, given)
     if reason is not None:
-        last_reason[id(backbone)] = reason
+        _padded[backbone] = reason
         return stock(backbone, *args, **kwargs)
-    last_reason.pop(id(backbone), None)
+    _padded.pop(backbone, None)
     plan = _plan(given)
     hidden = backbone.embeddings(**_packed_ids(backbone, given, plan), bigkernels_plan=plan)
     if hasattr(backbone, "embeddings_project"):

@@ -209,5 +209,5 @@ def position_ids(backbone: Any, input_ids: Tensor | None, plan: Plan) -> Tensor:
     return torch.arange(plan.length, device=plan.rows.device)
 
 
-LAYER = Role(_layer_forward, _layer_refuse, _LAYER)
+LAYER = Role(_layer_forward, _layer_refuse, _LAYER, layer=True)
 EMBEDDINGS = Role(_embeddings_forward, _embeddings_refuse, _EMBEDDINGS)

@@ -118,5 +118,5 @@ def _embeddings_forward(
     return drop(out, rate(embeddings.dropout, embeddings.training), bigkernels_plan.rows)
 
 
-BLOCK = Role(_block_forward, _block_refuse, _BLOCK)
+BLOCK = Role(_block_forward, _block_refuse, _BLOCK, layer=True)
 EMBEDDINGS = Role(_embeddings_forward, _embeddings_refuse, _EMBEDDINGS)

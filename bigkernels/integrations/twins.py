@@ -21,11 +21,13 @@ class Role(NamedTuple):
         forward: ``forward(stock_forward, self, *args, **kwargs)``.
         refuse: why a given module cannot be replaced, or None.
         absorbs: names of the child modules whose work the new forward does itself.
+        layer: whether it is a whole layer, hidden states in and out, which ``verify`` checks on its own.
     """
 
     forward: Callable[..., Any]
     refuse: Callable[[nn.Module], str | None]
     absorbs: tuple[str, ...]
+    layer: bool = False
 
 
 class _TwinType(type):
