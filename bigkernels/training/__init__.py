@@ -1,0 +1,1 @@
+"""Fine-tuning on ``transformers.Trainer`` and the real data the package measures itself on."""
