@@ -37,25 +37,6 @@ void check_like(const Tensor& tensor, const char* name, const Tensor& like) {
                   name, ": expected the shape and dtype of x");
 }
 
-// Row positions for dropout: kept alive for the call.
-struct Positions {
-  std::optional<Tensor> rows;
-  RowDropout dropout;
-
-  Positions(const Tensor& x, int64_t row_count, double p, const OptionalTensor& seed,
-            const OptionalTensor& offset, const OptionalTensor& given)
-      : dropout{p, int_or_zero(seed), int_or_zero(offset), nullptr, 1} {
-    if (x.dim() > 1) dropout.period = max_int(1, x.sizes()[x.dim() - 2]);
-    if (!given.has_value()) return;
-    rows = torch::stable::contiguous(*given);
-    dropout.rows = rows->const_data_ptr<int64_t>();
-    STD_TORCH_CHECK(rows->numel() == row_count, "rows: ", rows->numel(), " elements, expected ",
-                    row_count);
-  }
-};
-
-constexpr RowDropout kNoDropout = {0.0, 0, 0, nullptr, 1};
-
 struct Forward {
   Tensor out, sum, mean, rstd;
 };

@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "common/dtype.h"
+#include "common/math.h"
+#include "common/row_dropout.h"
 
 namespace bigkernels {
 
@@ -143,5 +145,22 @@ inline Rows rows_of(const Tensor& tensor, int64_t length) {
   }
   return {tensor, count, row_stride};
 }
+
+// Row positions for dropout: kept alive for the call.
+struct Positions {
+  std::optional<Tensor> rows;
+  RowDropout dropout;
+
+  Positions(const Tensor& x, int64_t row_count, double p, const std::optional<Tensor>& seed,
+            const std::optional<Tensor>& offset, const std::optional<Tensor>& given)
+      : dropout{p, int_or_zero(seed), int_or_zero(offset), nullptr, 1} {
+    if (x.dim() > 1) dropout.period = max_int(1, x.sizes()[x.dim() - 2]);
+    if (!given.has_value()) return;
+    rows = torch::stable::contiguous(*given);
+    dropout.rows = rows->const_data_ptr<int64_t>();
+    STD_TORCH_CHECK(rows->numel() == row_count, "rows: ", rows->numel(), " elements, expected ",
+                    row_count);
+  }
+};
 
 }  // namespace bigkernels

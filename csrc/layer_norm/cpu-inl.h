@@ -46,14 +46,6 @@ inline const double* parameters(const ParameterRow& row, int64_t columns, double
   return out;
 }
 
-// The Philox counters of row r at column 0.
-inline VecU dropout_counters(const Dropout& dropout, const RowDropout& params, int64_t r) {
-  const uint64_t at = params.rows != nullptr ? static_cast<uint64_t>(params.rows[r]) : 0;
-  const uint64_t b = params.rows != nullptr ? at >> 32 : r / params.period;
-  const uint64_t i = params.rows != nullptr ? at : r % params.period;
-  return dropout_row(dropout, static_cast<uint32_t>(i), static_cast<uint32_t>(b));
-}
-
 template <class T>
 struct ForwardPass {
   using V = typename VecOf<T>::type;

@@ -9,18 +9,9 @@
 
 #include "common/dtype.h"
 #include "common/math.h"
+#include "common/row_dropout.h"
 
 namespace bigkernels {
-
-// Equal seed, offset and position drop equal elements. Row r stands at sample b, position i:
-// rows[r] = b << 32 | i, or b = r / period, i = r % period where rows is null.
-struct RowDropout {
-  double p;  // 0: no dropout
-  int64_t seed;
-  int64_t offset;
-  const int64_t* rows;  // (M,) or null
-  int64_t period;
-};
 
 // A vector of N parameters in its own dtype; data may be null.
 struct ParameterRow {

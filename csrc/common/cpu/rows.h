@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/cpu/simd.h"
+#include "common/row_dropout.h"
 
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
@@ -61,6 +62,14 @@ inline void traverse_chains(int64_t begin, int64_t end, const F& step) {
 template <class V>
 inline typename V::Scalar reduce_chains(const V (&chains)[kChains]) {
   return reduce_add((chains[0] + chains[1]) + (chains[2] + chains[3]));
+}
+
+// The Philox counters of row r at column 0.
+inline VecU dropout_counters(const Dropout& dropout, const RowDropout& params, int64_t r) {
+  const uint64_t at = params.rows != nullptr ? static_cast<uint64_t>(params.rows[r]) : 0;
+  const uint64_t b = params.rows != nullptr ? at >> 32 : r / params.period;
+  const uint64_t i = params.rows != nullptr ? at : r % params.period;
+  return dropout_row(dropout, static_cast<uint32_t>(i), static_cast<uint32_t>(b));
 }
 
 }  // namespace
