@@ -53,8 +53,9 @@ inline VecU philox(VecU counters, const PhiloxKey& key) {
 struct Dropout {
   PhiloxKey key;
   VecU threshold;
-  VecU quad_index;  // (0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, ...)
-  Vec::Mask alive;  // no lane when p = 1
+  VecU quad_index;   // (0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, ...)
+  VecU first_words;  // all ones in the first lane of each quad
+  Vec::Mask alive;   // no lane when p = 1
   uint32_t offset;
   double scale;  // 1 / (1 - p), 0 when p = 1
 };
@@ -68,6 +69,7 @@ inline Dropout make_dropout(double p, int64_t seed, int64_t offset) {
   uint32_t lanes[VecU::kLanes];
   for (int i = 0; i < VecU::kLanes; ++i) lanes[i] = i % 4 == 0 ? i / 4 : 0;
   dropout.quad_index = VecU::load(lanes);
+  dropout.first_words = repeat_quad(0xffffffffu, 0, 0, 0);
   dropout.offset = static_cast<uint32_t>(offset);
   dropout.scale = p < 1.0 ? 1.0 / (1.0 - p) : 0.0;
   return dropout;
@@ -80,8 +82,8 @@ inline VecU dropout_row(const Dropout& dropout, uint32_t c1, uint32_t c2) {
 
 // The random words of columns column .. column + kLanes - 1; column is a multiple of 4.
 inline VecU dropout_words(const Dropout& dropout, VecU row, int64_t column) {
-  const VecU counters = row + repeat_quad(static_cast<uint32_t>(column / 4), 0, 0, 0);
-  return philox(counters, dropout.key);
+  const VecU block = VecU::broadcast(static_cast<uint32_t>(column / 4)) & dropout.first_words;
+  return philox(row + block, dropout.key);
 }
 
 // Which of those columns are kept.
