@@ -17,7 +17,7 @@ struct Parameter {
   Parameter(const OptionalTensor& given, const char* name, int64_t columns, DType dtype)
       : row{nullptr, statistics_dtype(dtype)} {
     if (!given.has_value()) return;
-    tensor = torch::stable::contiguous(*given);
+    tensor = dense(*given);
     row = {tensor->const_data_ptr(), dtype_of(*tensor)};
     STD_TORCH_CHECK(tensor->numel() == columns, name, ": ", tensor->numel(), " elements, expected ",
                     columns);
@@ -145,8 +145,7 @@ Backward run_backward(const Tensor& dout, const OptionalTensor& dsum, const Tens
   STD_TORCH_CHECK(mean.numel() == params.row_count && rstd.numel() == params.row_count &&
                       mean.scalar_type() == stat && rstd.scalar_type() == stat,
                   "mean, rstd: expected (", params.row_count, ",) of the statistics dtype");
-  const Tensor mean_row = torch::stable::contiguous(mean),
-               rstd_row = torch::stable::contiguous(rstd);
+  const Tensor mean_row = dense(mean), rstd_row = dense(rstd);
   const Parameter weight_row(weight, "weight", columns, params.dtype);
   Backward result = {input_gradient(x, needs.dx, &params.dx),
                      input_gradient(x, needs.dx_dropped, &params.dx_dropped),

@@ -297,7 +297,7 @@ struct BackwardPass {
     const int64_t block_rows = layer_norm_block_rows(params.row_count);
     const int64_t end = min_int((index + 1) * block_rows, params.row_count);
     int64_t r = index * block_rows;
-    for (; r + 4 <= end; r += 4) rows<4>(r, dweight, dbias, dx_bias);
+    for (; r + 2 <= end; r += 2) rows<2>(r, dweight, dbias, dx_bias);
     for (; r < end; ++r) rows<1>(r, dweight, dbias, dx_bias);
   }
 
