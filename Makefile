@@ -78,5 +78,6 @@ $(VENV)/.ready: pyproject.toml
 .venv-abi/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-abi
 	.venv-abi/bin/python -m pip install -q torch==2.11.0
-	.venv-abi/bin/python -m pip install -q "numpy<2.4" pytest pytest-timeout pytest-benchmark hypothesis
+	.venv-abi/bin/python -m pip install -q "setuptools>=77" "numpy<2.4" pytest pytest-timeout pytest-benchmark \
+	  hypothesis "transformers>=5.17,<5.24"
 	@touch $@

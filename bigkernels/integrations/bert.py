@@ -107,7 +107,13 @@ def _layer_forward(
             past_key_values=past_key_values,
             **kwargs,
         )
-    plan, training = bigkernels_plan, layer.training
+    return _fused_layer(layer, hidden_states, attention_mask, bigkernels_plan)
+
+
+def _fused_layer(
+    layer: Any, hidden_states: Tensor, attention_mask: Tensor | None, plan: Plan | None
+) -> Tensor:
+    training = layer.training
     rows = None if plan is None else plan.rows
     x = hidden_states if plan is None else hidden_states[0]
     attention, after = layer.attention.self, layer.attention.output
@@ -137,7 +143,7 @@ def _layer_forward(
     assert activation is not None
     y = feed_forward(x, up.weight, up.bias, down.weight, None, activation, rows=rows)
     norm = layer.output.LayerNorm
-    out = add_layer_norm(
+    out: Tensor = add_layer_norm(
         y,
         x,
         norm.weight,

@@ -200,9 +200,10 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
             return residual + (branch if plain else dropout(branch))
         # Its normalized result is not used: what counts is that the sum drops the elements that
         # (seed, sample, position) say, packed or padded.
-        return add_layer_norm(
+        total: Tensor = add_layer_norm(
             branch, residual, None, None, x_bias=bias, dropout_p=p, return_sum=True, rows=batch.rows
         )[1]
+        return total
 
 
 def _probability(dropout: nn.Dropout) -> float:
