@@ -7,6 +7,7 @@ Schemas live in the rooms' ``contract.py`` and nowhere else. An op is named
 from __future__ import annotations
 
 import importlib
+import json
 import pathlib
 
 import torch
@@ -16,11 +17,20 @@ ROOMS = ("layer_norm", "attention", "ffn")
 LIBRARY = torch.library.Library("bigkernels", "FRAGMENT")
 
 
+def _build_reason() -> str:
+    """Why setup.py left the C++ extension out, as it wrote down."""
+    try:
+        info = json.loads(pathlib.Path(__file__).with_name("_build_info.json").read_text())
+    except OSError:
+        return "`make build` or `pip install .` builds it"
+    return str(info["not_built"].get("_C.so", "it was removed after the build"))
+
+
 def _load_extension() -> str | None:
     """Loads the compiled front ends; returns why they could not be loaded, or None."""
     path = pathlib.Path(__file__).with_name("_C.so")
     if not path.exists():
-        return "the C++ extension is not built (pure Python install)"
+        return f"the C++ extension is not built: {_build_reason()}"
     try:
         torch.ops.load_library(str(path))
     except OSError as error:

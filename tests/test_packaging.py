@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,13 +17,15 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.full
 
 CHECK = """
-import json, pathlib, torch
+import importlib.metadata, json, pathlib, torch
 import bigkernels as bk
 x = torch.randn(3, 8)
 folder = pathlib.Path(bk.__file__).parent
-chosen = bk.explain("layer_norm", x, (8,)).chosen
+explained = bk.explain("layer_norm", x, (8,))
+chosen = explained.chosen
 assert torch.equal(bk.layer_norm(x, (8,)), bk.layer_norm(x, (8,), backend=chosen))
-print(json.dumps([str(folder), chosen, json.loads((folder / "_build_info.json").read_text())]))
+assert importlib.metadata.version("bigkernels") == bk.__version__
+print(json.dumps([str(folder), chosen, str(explained), json.loads((folder / "_build_info.json").read_text())]))
 """
 
 
@@ -56,8 +59,8 @@ def python(tmp_path: Path) -> Path:
 
 def install(
     python: Path, *arguments: str | Path, **environment: str
-) -> tuple[str, str, dict[str, object]]:
-    """pip install; (folder, backend chosen for layer_norm, build info) of what it installed."""
+) -> tuple[Path, str, str, dict[str, Any]]:
+    """pip install; (folder, backend for layer_norm, why not the others, build info) of what it installed."""
     plain = {
         k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")
     } | environment
@@ -71,29 +74,30 @@ def install(
     check = [python, "-c", CHECK]
     shown = subprocess.run(check, cwd="/", env=plain, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
-    folder, chosen, info = json.loads(shown.stdout)
-    return folder, chosen, info
+    folder, chosen, explained, info = json.loads(shown.stdout)
+    return Path(folder), chosen, explained, info
 
 
 def test_install_builds_against_the_torch_that_is_there(source: Path, python: Path) -> None:
-    folder, chosen, info = install(python, source)
-    assert Path(folder).is_relative_to(python.parent.parent)
+    folder, chosen, _, info = install(python, source)
+    assert folder.is_relative_to(python.parent.parent)
     if shutil.which("g++"):
         assert chosen == "cpu", info
     assert not (source / "bigkernels" / "_C.so").exists()
 
 
 def test_editable_install_builds_in_place(source: Path, python: Path) -> None:
-    folder, chosen, info = install(python, "-e", source, BIGKERNELS_CUDA="0")
-    assert Path(folder) == source / "bigkernels"
+    folder, chosen, _, info = install(python, "-e", source, BIGKERNELS_CUDA="0")
+    assert folder == source / "bigkernels"
     if shutil.which("g++"):
         assert chosen == "cpu", info
-        assert info["not_built"]["libbigkernels_cuda.so"] == "BIGKERNELS_CUDA=0"  # type: ignore[index]
+        assert info["not_built"]["libbigkernels_cuda.so"] == "BIGKERNELS_CUDA=0"
 
 
 def test_install_without_a_compiler_is_pure_and_says_why(source: Path, python: Path) -> None:
-    _, chosen, info = install(python, source, CXX="no-such-compiler")
+    _, chosen, explained, info = install(python, source, CXX="no-such-compiler")
     assert chosen == "reference"
     assert info["built"] == []
     why = "no C++ compiler: no-such-compiler is not on the PATH"
-    assert set(info["not_built"].values()) == {why}  # type: ignore[attr-defined]
+    assert set(info["not_built"].values()) == {why}
+    assert f"not cpu: the C++ extension is not built: {why}" in explained
