@@ -89,6 +89,9 @@ def differentiate(
     ``function`` returns a tensor or a tuple of tensors; ``gradients`` has one entry for each, None = zero.
     """
     with torch.enable_grad():
+        # Aliases end the inner differentiation here: an input may depend on another one (a weight that
+        # made x too), or, being an output of the node that is running, on all of them.
+        inputs = [None if t is None else t.view_as(t) for t in inputs]
         outputs = function(*inputs)
         if isinstance(outputs, Tensor):
             outputs = (outputs,)
