@@ -20,6 +20,13 @@ constexpr float kLn2Low = -2.12194440e-4f;
 // exp(r) = 1 + r + r^2 P(r) on |r| <= ln 2 / 2, error 3e-9.
 constexpr float kExpPolynomial[5] = {4.999999404e-01f, 1.666651964e-01f, 4.166840762e-02f,
                                      8.368899114e-03f, 1.381421927e-03f};
+// 2^r = 1 + r P(r) on |r| <= 1/2, error 2e-9.
+constexpr float kExp2Polynomial[6] = {6.931471825e-01f, 2.402264774e-01f, 5.550332367e-02f,
+                                      9.618436918e-03f, 1.339887385e-03f, 1.535336196e-04f};
+// log(1 + f) = f - f^2 / 2 + f^3 P(f) on sqrt(1/2) - 1 <= f <= sqrt(2) - 1 (Cephes' logf).
+constexpr float kLogPolynomial[9] = {3.3333331174e-01f,  -2.4999993993e-01f, 2.0000714765e-01f,
+                                     -1.6668057665e-01f, 1.4249322787e-01f,  -1.2420140846e-01f,
+                                     1.1676998740e-01f,  -1.1514610310e-01f, 7.0376836292e-02f};
 // erf(x) = x + x P(x^2) on |x| <= 0.93, error 2e-8.
 constexpr float kErfSmallPolynomial[6] = {1.283791512e-01f,  -3.761247993e-01f, 1.128168255e-01f,
                                           -2.676171996e-02f, 4.985940177e-03f,  -5.953739164e-04f};

@@ -1,4 +1,5 @@
 // Every room's CPU kernels, for the instruction set of the including translation unit.
+#include "attention/cpu-inl.h"
 #include "common/cpu/simd.h"
 #include "isa/table.h"
 #include "layer_norm/cpu-inl.h"
@@ -8,6 +9,7 @@ namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 extern const KernelTable kKernels = {
     BIGKERNELS_ISA_NAME,
     {layer_norm_forward, layer_norm_backward},
+    {attention_forward_scratch, attention_forward, nullptr, nullptr},
 };
 
 }  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE

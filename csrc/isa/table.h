@@ -2,6 +2,7 @@
 // them.
 #pragma once
 
+#include "attention/attention.h"
 #include "layer_norm/layer_norm.h"
 
 namespace bigkernels {
@@ -10,6 +11,7 @@ namespace bigkernels {
 struct KernelTable {
   const char* isa;
   LayerNormKernels layer_norm;
+  AttentionKernels attention;
 };
 
 namespace scalar {

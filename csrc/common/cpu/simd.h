@@ -13,8 +13,9 @@
 // V::load(p, count) (lanes past count are 0 and not read), store(p, v), store(p, v, count),
 // + - * /, fma(a, b, c) = a b + c, fnma(a, b, c) = c - a b, min, max (the second argument where
 // either is NaN), abs, sqrt, round, copysign, less, less_equal, equal, is_nan, select(mask, yes,
-// no), reduce_add, reduce_max (fixed order: halves), exp, erf, tanh. 0 <= count <= kLanes
-// everywhere. Mask::first(count), & | ~, any, all, load_mask(const uint8_t*, count).
+// no), reduce_add, reduce_max (fixed order: halves), exp, exp2, log, erf, tanh, transpose. 0 <=
+// count <= kLanes everywhere. Mask::first(count), & | ~, any, all, load_mask(const uint8_t*,
+// count).
 #pragma once
 
 #include "common/dtype.h"
@@ -31,6 +32,7 @@
 
 #include "common/cpu/simd_math.h"
 #include "common/cpu/simd_philox.h"
+#include "common/cpu/simd_transpose.h"
 
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {

@@ -258,6 +258,10 @@ inline VecU multiply_even(VecU a, VecU b) { return {_mm256_mul_epu32(a.v, b.v)};
 inline VecU odd_to_even(VecU a) { return {_mm256_srli_epi64(a.v, 32)}; }
 // Lanes 3, 2, 1, 0 of each group of four.
 inline VecU reverse_quads(VecU a) { return {_mm256_shuffle_epi32(a.v, 0x1b)}; }
+// Lane 2i gets lane 2i of even, lane 2i + 1 gets lane 2i of odd.
+inline VecU interleave_even(VecU even, VecU odd) {
+  return {_mm256_blend_epi32(even.v, _mm256_slli_epi64(odd.v, 32), 0xaa)};
+}
 // All lanes: a * b = high * 2^32 + low.
 inline void multiply_wide(VecU a, VecU b, VecU* high, VecU* low) {
   const VecU even = multiply_even(a, b);

@@ -230,6 +230,10 @@ inline VecU multiply_even(VecU a, VecU b) { return {_mm512_mul_epu32(a.v, b.v)};
 inline VecU odd_to_even(VecU a) { return {_mm512_srli_epi64(a.v, 32)}; }
 // Lanes 3, 2, 1, 0 of each group of four.
 inline VecU reverse_quads(VecU a) { return {_mm512_shuffle_epi32(a.v, _MM_PERM_ABCD)}; }
+// Lane 2i gets lane 2i of even, lane 2i + 1 gets lane 2i of odd.
+inline VecU interleave_even(VecU even, VecU odd) {
+  return {_mm512_mask_shuffle_epi32(even.v, 0xaaaa, odd.v, _MM_PERM_CCAA)};
+}
 // All lanes: a * b = high * 2^32 + low.
 inline void multiply_wide(VecU a, VecU b, VecU* high, VecU* low) {
   const VecU even = multiply_even(a, b);

@@ -1,4 +1,4 @@
-// exp, erf and tanh written once over the verbs of simd.h.
+// exp, exp2, log, erf and tanh written once over the verbs of simd.h.
 #pragma once
 
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
@@ -20,6 +20,31 @@ inline Vec exp(Vec x) {
   r = fnma(n, Vec::broadcast(kLn2Low), r);
   const Vec p = polynomial(r, kExpPolynomial);
   return scale_by_power(fma(p, r * r, r) + Vec::broadcast(1.0f), n);
+}
+
+// 2^x, about 1 ulp, for x < 128; 0 at -inf and below -150, NaN stays, inf becomes NaN.
+inline Vec exp2(Vec x) {
+  x = max(Vec::broadcast(-151.0f), x);
+  const Vec n = round(x);
+  const Vec r = x - n;
+  return scale_by_power(fma(polynomial(r, kExp2Polynomial), r, Vec::broadcast(1.0f)), n);
+}
+
+// About 1 ulp, for normal positive x; inf and NaN stay.
+inline Vec log(Vec x) {
+  // Counted from sqrt(1/2), the exponent field is n and the rest a mantissa m in [sqrt(1/2), sqrt
+  // 2).
+  const VecU base = VecU::broadcast(float_bits(0.707106769f));
+  const VecU steps = shift_right<23>(as_uint(x) - base + VecU::broadcast(127u << 23));
+  const Vec n = to_vec(steps) - Vec::broadcast(127.0f);
+  const Vec m = as_float(as_uint(x) - shift_left<23>(steps) + VecU::broadcast(127u << 23));
+  const Vec f = m - Vec::broadcast(1.0f);
+  const Vec s = f * f;
+  Vec y = polynomial(f, kLogPolynomial) * f * s;
+  y = fma(n, Vec::broadcast(kLn2Low), y);
+  y = fnma(s, Vec::broadcast(0.5f), y) + f;
+  y = fma(n, Vec::broadcast(kLn2High), y);
+  return select(less(x, Vec::broadcast(__builtin_inff())), y, x);
 }
 
 // About 1 ulp.
@@ -53,6 +78,12 @@ inline VecD map_lanes(VecD x, const F& f) {
 
 inline VecD exp(VecD x) {
   return map_lanes(x, [](double v) { return __builtin_exp(v); });
+}
+inline VecD exp2(VecD x) {
+  return map_lanes(x, [](double v) { return __builtin_exp2(v); });
+}
+inline VecD log(VecD x) {
+  return map_lanes(x, [](double v) { return __builtin_log(v); });
 }
 inline VecD erf(VecD x) {
   return map_lanes(x, [](double v) { return __builtin_erf(v); });

@@ -49,6 +49,40 @@ inline VecU philox(VecU counters, const PhiloxKey& key) {
   return x;
 }
 
+// The other layout: one counter a lane. words[w] gets word w of every lane's counter (c0, c1, c2,
+// c3), where c0 and c3 are the same in all lanes.
+struct LaneWords {
+  VecU words[4];
+};
+
+// The counters of the even and of the odd lanes run apart, each in the low half of 64 bits. The
+// high halves hold leftovers that no product reads.
+inline void philox_half(VecU (&c)[4], uint32_t key0, uint32_t key1) {
+  const VecU multiplier0 = VecU::broadcast(kPhiloxMultiplier0);
+  const VecU multiplier1 = VecU::broadcast(kPhiloxMultiplier1);
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const VecU product0 = multiply_even(c[0], multiplier0);
+    const VecU product1 = multiply_even(c[2], multiplier1);
+    c[0] = odd_to_even(product1) ^ c[1] ^ VecU::broadcast(key0);
+    c[1] = product1;
+    c[2] = odd_to_even(product0) ^ c[3] ^ VecU::broadcast(key1);
+    c[3] = product0;
+    key0 += kPhiloxWeyl0;
+    key1 += kPhiloxWeyl1;
+  }
+}
+
+inline LaneWords philox_lanes(uint32_t c0, VecU c1, VecU c2, uint32_t c3, uint64_t seed) {
+  const uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+  VecU even[4] = {VecU::broadcast(c0), c1, c2, VecU::broadcast(c3)};
+  VecU odd[4] = {even[0], odd_to_even(c1), odd_to_even(c2), even[3]};
+  philox_half(even, key0, key1);
+  philox_half(odd, key0, key1);
+  LaneWords result;
+  for (int w = 0; w < 4; ++w) result.words[w] = interleave_even(even[w], odd[w]);
+  return result;
+}
+
 // The dropout of one call: key, threshold and the scale of what is kept.
 struct Dropout {
   PhiloxKey key;

@@ -252,6 +252,10 @@ inline VecU multiply_even(VecU a, VecU b) {
 inline VecU odd_to_even(VecU a) { return {{a.v[1], 0, a.v[3], 0}}; }
 // Lanes 3, 2, 1, 0 of each group of four.
 inline VecU reverse_quads(VecU a) { return {{a.v[3], a.v[2], a.v[1], a.v[0]}}; }
+// Lane 2i gets lane 2i of even, lane 2i + 1 gets lane 2i of odd.
+inline VecU interleave_even(VecU even, VecU odd) {
+  return {{even.v[0], odd.v[0], even.v[2], odd.v[2]}};
+}
 // All lanes: a * b = high * 2^32 + low.
 inline void multiply_wide(VecU a, VecU b, VecU* high, VecU* low) {
   *high = lanes_of<VecU>(

@@ -1,0 +1,193 @@
+// torch's side of the attention room on the CPU: checks, allocates, fills the call.
+#include <tuple>
+
+#include "isa/table.h"
+#include "tensors.h"
+
+namespace bigkernels {
+namespace {
+
+using OptionalTensor = std::optional<Tensor>;
+
+// The tensors of a call, kept alive (a copy where the kernels need another layout), and the call.
+class Arguments {
+ public:
+  Arguments(const Tensor& q, const Tensor& k, const Tensor& v, double scale, int64_t causal,
+            int64_t window_left, int64_t window_right)
+      : q_(dense_rows(q)), k_(dense_rows(k)), v_(dense_rows(v)) {
+    call.dtype = dtype_of(q);
+    call.packed = q.dim() == 3;
+    const int64_t rank = call.packed ? 3 : 4;
+    STD_TORCH_CHECK(q.dim() == rank && k.dim() == rank && v.dim() == rank,
+                    "q, k, v: expected (B, H, L, D) or packed (T, H, D)");
+    STD_TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
+                    "k, v: expected the dtype of q");
+    const int64_t head = 1, row = call.packed ? 0 : 2;
+    const auto q_sizes = q.sizes(), k_sizes = k.sizes(), v_sizes = v.sizes();
+    call.batch = call.packed ? 0 : q_sizes[0];
+    call.heads = q_sizes[head];
+    call.heads_kv = k_sizes[head];
+    call.length_q = q_sizes[row];
+    call.length_k = k_sizes[row];
+    call.dim = q_sizes[rank - 1];
+    call.dim_v = v_sizes[rank - 1];
+    STD_TORCH_CHECK(
+        call.heads_kv > 0 && call.heads % call.heads_kv == 0 && v_sizes[head] == call.heads_kv,
+        "k, v: the number of heads must divide that of q");
+    STD_TORCH_CHECK(k_sizes[rank - 1] == call.dim && v_sizes[row] == call.length_k,
+                    "k, v: sizes do not fit q and each other");
+    STD_TORCH_CHECK(call.packed || (k_sizes[0] == call.batch && v_sizes[0] == call.batch),
+                    "k, v: expected the batch of q");
+    call.q = rows_of_heads(q_);
+    call.k = rows_of_heads(k_);
+    call.v = rows_of_heads(v_);
+    call.scale = scale;
+    call.causal = static_cast<int>(causal);
+    call.window_left = window_left;
+    call.window_right = window_right;
+    call.num_threads = num_threads();
+  }
+
+  // (B, H, L, D) or packed (T, H, D) by strides; the rows are dense.
+  static AttentionRows rows_of_heads(const Tensor& x) {
+    const auto strides = x.strides();
+    if (x.dim() == 3) return {x.data_ptr(), 0, strides[1], strides[0]};
+    return {x.data_ptr(), strides[0], strides[1], strides[2]};
+  }
+
+  static Tensor dense_rows(const Tensor& x) {
+    const int64_t last = x.dim() - 1;
+    if (last < 0 || x.sizes()[last] <= 1 || x.strides()[last] == 1) return x;
+    return torch::stable::contiguous(x);
+  }
+
+  void set_mask(const OptionalTensor& mask) {
+    if (!mask.has_value()) return;
+    const Tensor& m = *mask;
+    const int64_t full[4] = {call.batch, call.heads, call.length_q, call.length_k};
+    STD_TORCH_CHECK(!call.packed && m.dim() == 4, "mask: expected 4-D, beside 4-D q, k, v");
+    const auto sizes = m.sizes(), strides = m.strides();
+    int64_t steps[4];
+    for (int dim = 0; dim < 4; ++dim) {
+      STD_TORCH_CHECK(sizes[dim] == 1 || sizes[dim] == full[dim], "mask: dimension ", dim, " is ",
+                      sizes[dim], ", expected 1 or ", full[dim]);
+      steps[dim] = sizes[dim] == 1 ? 0 : strides[dim];
+    }
+    MaskType type = MaskType::kSameAsQuery;
+    if (m.scalar_type() == ScalarType::Bool) {
+      type = MaskType::kBool;
+    } else if (dtype_of(m) != call.dtype) {
+      STD_TORCH_CHECK(dtype_of(m) == DType::kFloat32, "mask: expected bool, float32 or q's dtype");
+      type = MaskType::kFloat32;
+    }
+    call.mask = {m.const_data_ptr(), type, steps[0], steps[1], steps[2], steps[3]};
+  }
+
+  void set_lengths(const OptionalTensor& key_lengths, const OptionalTensor& cu_seq_q,
+                   const OptionalTensor& cu_seq_k) {
+    STD_TORCH_CHECK(cu_seq_q.has_value() == call.packed && cu_seq_k.has_value() == call.packed,
+                    "cu_seq_q, cu_seq_k: both beside packed q, k, v, else neither");
+    if (call.packed) {
+      call.starts_q = indices(*cu_seq_q, "cu_seq_q", &starts_q_);
+      call.starts_k = indices(*cu_seq_k, "cu_seq_k", &starts_k_);
+      call.batch = starts_q_.numel() - 1;
+      STD_TORCH_CHECK(call.batch >= 0 && starts_k_.numel() == call.batch + 1,
+                      "cu_seq_q, cu_seq_k: expected (B + 1,) both");
+      check_starts(call.starts_q, call.length_q, "cu_seq_q");
+      check_starts(call.starts_k, call.length_k, "cu_seq_k");
+    }
+    if (key_lengths.has_value()) {
+      STD_TORCH_CHECK(!call.packed && key_lengths->numel() == call.batch,
+                      "key_lengths: expected (B,), beside 4-D q, k, v");
+      call.key_lengths = indices(*key_lengths, "key_lengths", &key_lengths_);
+    }
+  }
+
+  void set_dropout(double p, const OptionalTensor& seed, const OptionalTensor& offset,
+                   const OptionalTensor& rows) {
+    call.dropout_p = p;
+    if (p <= 0) return;
+    call.seed = int_or_zero(seed);
+    call.offset = int_or_zero(offset);
+    if (!rows.has_value()) return;
+    rows_ = torch::stable::contiguous(*rows);
+    const int64_t count = call.packed ? call.length_q : call.batch * call.length_q;
+    STD_TORCH_CHECK(rows_.numel() == count, "rows: ", rows_.numel(), " elements, expected ", count);
+    call.rows = rows_.const_data_ptr<int64_t>();
+  }
+
+  AttentionCall call = {};
+
+ private:
+  static IndexArray indices(const Tensor& x, const char* name, Tensor* kept) {
+    const ScalarType type = x.scalar_type();
+    STD_TORCH_CHECK(x.dim() == 1 && (type == ScalarType::Int || type == ScalarType::Long), name,
+                    ": expected 1-D int32 or int64");
+    *kept = torch::stable::contiguous(x);
+    return {kept->const_data_ptr(), type == ScalarType::Long};
+  }
+
+  void check_starts(const IndexArray& starts, int64_t total, const char* name) const {
+    bool rising = starts[0] == 0 && starts[call.batch] == total;
+    for (int64_t b = 0; b < call.batch; ++b) rising = rising && starts[b] <= starts[b + 1];
+    STD_TORCH_CHECK(rising, name, ": expected 0, then rising ends up to ", total, " tokens");
+  }
+
+  Tensor q_, k_, v_;
+  Tensor starts_q_, starts_k_, key_lengths_, rows_;
+};
+
+// The stride rule of contract.py, like_layout.
+Tensor empty_like_layout(const Tensor& x, int64_t last) {
+  Sizes sizes = sizes_of(x);
+  sizes.back() = last;
+  if (x.dim() != 4 || x.strides()[1] >= x.strides()[2]) return empty(x, sizes, x.scalar_type());
+  const int64_t heads = max_int(1, sizes[1]), length = max_int(1, sizes[2]), row = max_int(1, last);
+  return empty_strided(x, sizes, {length * heads * row, row, heads * row, 1}, x.scalar_type());
+}
+
+Tensor empty_statistics(const Tensor& q) {
+  const auto sizes = q.sizes();
+  const ScalarType type = scalar_type_of(statistics_dtype(dtype_of(q)));
+  if (q.dim() == 3) return empty(q, {sizes[1], sizes[0]}, type);
+  return empty(q, {sizes[0], sizes[1], sizes[2]}, type);
+}
+
+void check_served(double softcap, const OptionalTensor& alibi_slopes, const OptionalTensor& sinks) {
+  STD_TORCH_CHECK(softcap == 0 && !alibi_slopes.has_value() && !sinks.has_value(),
+                  "softcap, alibi_slopes, sinks: not served by the CPU kernels");
+}
+
+std::tuple<Tensor, Tensor> attention_forward(
+    const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
+    const OptionalTensor& key_lengths, const OptionalTensor& cu_seq_q,
+    const OptionalTensor& cu_seq_k, int64_t, int64_t, double scale, int64_t causal,
+    int64_t window_left, int64_t window_right, double softcap, const OptionalTensor& alibi_slopes,
+    const OptionalTensor& sinks, double dropout_p, const OptionalTensor& seed,
+    const OptionalTensor& offset, const OptionalTensor& rows) {
+  check_served(softcap, alibi_slopes, sinks);
+  Arguments arguments(q, k, v, scale, causal, window_left, window_right);
+  arguments.set_mask(mask);
+  arguments.set_lengths(key_lengths, cu_seq_q, cu_seq_k);
+  arguments.set_dropout(dropout_p, seed, offset, rows);
+  AttentionCall& call = arguments.call;
+  const Tensor out = empty_like_layout(q, call.dim_v), lse = empty_statistics(q);
+  call.out = Arguments::rows_of_heads(out);
+  call.lse = lse.mutable_data_ptr();
+  const AttentionKernels& room = kernels().attention;
+  // A call for a single token takes less time than an allocation.
+  alignas(64) char local[8192];
+  const int64_t bytes = room.forward_scratch(call);
+  const bool fits = bytes <= static_cast<int64_t>(sizeof(local));
+  const Scratch scratch(q, fits ? 0 : bytes);
+  call.scratch = fits ? local : scratch.data();
+  room.forward(call);
+  return {out, lse};
+}
+
+}  // namespace
+}  // namespace bigkernels
+
+STABLE_TORCH_LIBRARY_IMPL(bigkernels, CPU, m) {
+  m.impl("attention_forward_cpu", TORCH_BOX(&bigkernels::attention_forward));
+}
