@@ -1,6 +1,7 @@
 // Every room's CPU kernels, for the instruction set of the including translation unit.
 #include "attention/cpu-inl.h"
 #include "common/cpu/simd.h"
+#include "ffn/cpu-inl.h"
 #include "isa/table.h"
 #include "layer_norm/cpu-inl.h"
 
@@ -10,6 +11,7 @@ extern const KernelTable kKernels = {
     BIGKERNELS_ISA_NAME,
     {layer_norm_forward, layer_norm_backward},
     {attention_forward_scratch, attention_forward, nullptr, nullptr},
+    {ffn_forward, ffn_backward, ffn_column_sums},
 };
 
 }  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE

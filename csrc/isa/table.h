@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention/attention.h"
+#include "ffn/ffn.h"
 #include "layer_norm/layer_norm.h"
 
 namespace bigkernels {
@@ -12,6 +13,7 @@ struct KernelTable {
   const char* isa;
   LayerNormKernels layer_norm;
   AttentionKernels attention;
+  FfnKernels ffn;
 };
 
 namespace scalar {
