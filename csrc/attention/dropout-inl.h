@@ -3,6 +3,8 @@
 // again.
 #pragma once
 
+#include "attention/sequence-inl.h"
+
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 

@@ -3,6 +3,12 @@
 // zeros, so a row depends neither on padding nor on its neighbours.
 #pragma once
 
+#include "attention/dropout-inl.h"
+#include "attention/mask-inl.h"
+#include "attention/product-inl.h"
+#include "attention/rows-inl.h"
+#include "common/cpu/threads.h"
+
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 

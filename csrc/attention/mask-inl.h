@@ -2,6 +2,9 @@
 // (key, query) at (key - keys.begin) * width + (query - queries.begin).
 #pragma once
 
+#include "attention/rows-inl.h"
+#include "attention/sequence-inl.h"
+
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 

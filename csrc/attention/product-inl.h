@@ -3,6 +3,8 @@
 // multiply-adds, whatever the tile it falls into.
 #pragma once
 
+#include "common/cpu/simd.h"
+
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 

@@ -3,6 +3,8 @@
 // values stay as they are.
 #pragma once
 
+#include "common/cpu/simd.h"
+
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 

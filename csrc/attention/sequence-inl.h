@@ -1,6 +1,9 @@
 // Where one sequence of the batch lies and which keys its queries may see.
 #pragma once
 
+#include "attention/attention.h"
+#include "common/cpu/simd.h"
+
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 
