@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,6 @@ import bigkernels
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(bigkernels.__file__).parent
 INFO = PACKAGE / "_build_info.json"
-OBJECTS = ROOT / "build" / "ninja" / "csrc"
 LIBRARIES = ("_C.so", "libbigkernels_cuda.so")
 
 # The widest register and the vector encodings that a translation unit may use.
@@ -28,6 +27,10 @@ WIDE = {"scalar": "xmm", "avx2": "ymm", "avx512": "zmm"}
 KERNELS = {
     "layer_norm_forward": r"ForwardPass<float>|layer_norm_forward_rows<float>",
     "layer_norm_backward": r"BackwardPass<float>|layer_norm_backward_rows<float>",
+    "ffn_forward": r"FfnForward<float, \(bigkernels::FfnActivation\)0",
+    "ffn_backward": r"FfnBackward<float, \(bigkernels::FfnActivation\)0",
+    "attention_product": r"multiply_tile<.*::Vec, \d>",
+    "attention_softmax": r"softmax_step<.*::Vec>",
 }
 # Prints a digest of what layer_norm's kernels make of exactly representable numbers, so that only they
 # can differ; fails where they do not serve the call.
@@ -66,25 +69,31 @@ def built(name: str) -> Path:
 
 
 def objects(*names: str) -> list[Path]:
-    """Object files of csrc/isa by instruction set, or of everything else without names."""
-    isa = {path.name.partition(".")[0]: path for path in OBJECTS.glob("isa/*.cpp.o")}
+    """Object files of csrc/isa by instruction set; without names all that must run on any x86-64."""
+    folder = ROOT / "build" / "ninja"
+    every = [
+        path
+        for path in folder.rglob("*.cpp.o")
+        if (ROOT / path.relative_to(folder).with_suffix("")).exists()
+    ]
+    isa = {path.name.partition(".")[0]: path for path in every if path.parent.name == "isa"}
     if not isa:
         pytest.skip("the object files of `make build` are not here")
     if names:
         return [isa[name] for name in names]
-    special = {isa[name] for name in ("avx2", "avx512", "amx") if name in isa}
-    bindings = OBJECTS.parent / "python_bindings"
-    return [p for p in [*OBJECTS.rglob("*.cpp.o"), *bindings.glob("*.o")] if p not in special]
+    return [path for path in every if path not in [isa.get(n) for n in ("avx2", "avx512", "amx")]]
 
 
-def instructions(path: Path) -> Iterator[tuple[str, str]]:
+@functools.cache
+def instructions(path: Path) -> list[tuple[str, str]]:
     """(function, instruction) of every line of code in an object file."""
-    function = ""
+    function, found = "", []
     for line in run("objdump", "-dC", "--no-show-raw-insn", "-w", path).splitlines():
         if match := re.match(r"[0-9a-f]+ <(.*)>:$", line):
             function = match.group(1)
         elif match := re.match(r"\s+[0-9a-f]+:\t(.+)", line):
-            yield function, match.group(1)
+            found.append((function, match.group(1)))
+    return found
 
 
 def symbols(path: Path, *flags: str) -> list[tuple[str, str]]:
