@@ -1,5 +1,6 @@
 // Every room's CPU kernels, for the instruction set of the including translation unit.
 #include "attention/cpu-inl.h"
+#include "common/cpu/parts-inl.h"
 #include "common/cpu/simd.h"
 #include "ffn/cpu-inl.h"
 #include "isa/table.h"
@@ -9,6 +10,8 @@ namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 
 extern const KernelTable kKernels = {
     BIGKERNELS_ISA_NAME,
+    {Vec::kLanes, part_map<Vec>, part_map<VecD>, part_convert, part_sum, part_maximum,
+     part_multiply_wide, part_philox, part_dropout},
     {layer_norm_forward, layer_norm_backward},
     {attention_forward_scratch, attention_forward, nullptr, nullptr},
     {ffn_forward, ffn_backward, ffn_column_sums},

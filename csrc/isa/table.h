@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention/attention.h"
+#include "common/cpu/parts.h"
 #include "ffn/ffn.h"
 #include "layer_norm/layer_norm.h"
 
@@ -11,6 +12,7 @@ namespace bigkernels {
 // One member per room, of the struct of entry points that its header declares.
 struct KernelTable {
   const char* isa;
+  PartKernels parts;
   LayerNormKernels layer_norm;
   AttentionKernels attention;
   FfnKernels ffn;

@@ -151,11 +151,12 @@ inline Vec sqrt(Vec a) {
 inline VecD sqrt(VecD a) {
   return lanes_of<VecD>([&](int l) { return __builtin_sqrt(a.v[l]); });
 }
-// To nearest, ties to even: adding 1.5 times the first number without fraction bits rounds there.
+// To nearest, ties to even: next to 2^23 a float32 has no fraction bits left.
 inline Vec round(Vec a) {
   return lanes_of<Vec>([&](int l) {
-    const float moved = (a.v[l] + 12582912.0f) - 12582912.0f;
-    return __builtin_fabsf(a.v[l]) < 4194304.0f ? moved : a.v[l];
+    const float anchor = __builtin_copysignf(8388608.0f, a.v[l]);
+    const float rounded = __builtin_copysignf((a.v[l] + anchor) - anchor, a.v[l]);
+    return __builtin_fabsf(a.v[l]) < 8388608.0f ? rounded : a.v[l];
   });
 }
 inline VecD round(VecD a) {
