@@ -251,8 +251,8 @@ struct BackwardPass {
     const int64_t n = params.columns;
     const bool drops = params.dropout.p > 0.0;
     VecU counters[kRows];
-    for (int row = 0; drops && row < kRows; ++row)
-      counters[row] = dropout_counters(dropout, params.dropout, r + row);
+    for (int row = 0; row < kRows; ++row)
+      counters[row] = drops ? dropout_counters(dropout, params.dropout, r + row) : VecU::iota();
     traverse<V>(0, n, [&](int64_t c, auto extent) {
       const V w = weight_at(c, extent);
       V dropped_sum = V::zero();
