@@ -58,7 +58,7 @@ format: $(READY)
 	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
 
 demo: build
-	$(RUN) -m bigkernels.cli demo $(ARGS)
+	$(RUN) -m bigkernels demo $(ARGS)
 
 bench: build
 	$(RUN) -m pytest -q benchmarks --benchmark-enable $(ARGS)

@@ -1,0 +1,85 @@
+"""The ``bigkernels`` command. Each subcommand imports what it needs only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, cast
+
+COMMANDS = {
+    "doctor": "what was built, which backend serves each operation here, and why not the others",
+    "verify": "check an accelerated model against the stock one, in float64",
+    "bench": "time stock against accelerated on this machine",
+    "finetune": "fine-tune a classifier, stock or accelerated (run_glue's flags)",
+    "demo": "the real MiniLM on real sentences: accelerate, verify, measure, fine-tune",
+}
+
+
+class CommandError(RuntimeError):
+    """Something the user can mend; the message is one line and says how."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs ``bigkernels <command> ...``; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["finetune"]:  # its flags are transformers' own: read by its own parser
+        return _guarded("finetune", lambda module: int(module.main(argv[1:])))
+    arguments = _parser().parse_args(argv)
+    return _guarded(arguments.command, lambda module: int(module.run(arguments)))
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Writes one JSON object to stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, cut to one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _guarded(command: str, call: Callable[[Any], int]) -> int:
+    try:
+        return call(importlib.import_module(f"bigkernels.cli.{command}"))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "bigkernels":
+            raise
+        missing = cast(str, error.name).partition(".")[0]
+        print(
+            f'bigkernels {command}: needs {missing}: pip install "bigkernels[hf]"', file=sys.stderr
+        )
+    except CommandError as error:
+        print(f"bigkernels {command}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"bigkernels {command}: interrupted", file=sys.stderr)
+        return 130
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bigkernels", description="Fused Transformer kernels.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands = {name: subparsers.add_parser(name, help=text) for name, text in COMMANDS.items()}
+    for name, command in commands.items():
+        command.description = COMMANDS[name]
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+    verify = commands["verify"]
+    verify.add_argument("model_path", help="folder or hub name of a transformers model")
+    verify.add_argument("--text", action="append", help="a sentence to run (repeatable)")
+    bench = commands["bench"]
+    bench.add_argument("--mine", metavar="MODEL_PATH", help="your model (default: the real MiniLM)")
+    bench.add_argument("--quick", action="store_true", help="a minute instead of several")
+    for command in (bench, commands["demo"]):
+        command.add_argument("--threads", type=_positive, help="torch threads (default: torch's)")
+    bench.add_argument("--batch-size", type=_positive, default=32, help="sentences a batch")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value

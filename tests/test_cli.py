@@ -1,0 +1,244 @@
+"""The command line: doctor, verify, bench, finetune, demo; tables, JSON and errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bigkernels
+import bigkernels.cli
+from bigkernels import library
+from bigkernels.cli import doctor, main
+from bigkernels.cli.tables import plain_table
+
+ROWS = [["tokens/s", "900", "2.09x"], ["[bold]error[/]", "1.5e-06", ""]]
+
+
+def test_plain_tables_align_numbers_to_the_right() -> None:
+    lines = plain_table("Speed", ["what", "value", "ratio"], ROWS).splitlines()
+    assert lines == [
+        "Speed",
+        "what              value  ratio",
+        "tokens/s            900  2.09x",
+        "[bold]error[/]  1.5e-06",
+    ]
+
+
+def test_a_pipe_gets_plain_text_and_a_terminal_a_rich_table() -> None:
+    pytest.importorskip("rich", reason="rich is not installed")
+    script = (
+        f"from bigkernels.cli.tables import print_table; print_table('T', ['a', 'b', 'c'], {ROWS})"
+    )
+    command = [sys.executable, "-c", script]
+    piped = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert piped == plain_table("T", ["a", "b", "c"], ROWS) + "\n\n"
+    parent, child = pty.openpty()
+    subprocess.run(command, stdout=child, check=True, env={**os.environ, "TERM": "xterm"})
+    os.close(child)
+    shown = os.read(parent, 10000).decode()
+    os.close(parent)
+    assert "┃" in shown
+    assert "[bold]error[/]" in shown
+
+
+def test_doctor_reports_every_operation_on_both_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["bigkernels"] == bigkernels.__version__
+    assert report["versions"]["torch"]
+    assert set(report["operations"]) == {
+        "attention", "varlen_attn", "layer_norm", "add_layer_norm", "ffn",
+    }  # fmt: skip
+    for devices in report["operations"].values():
+        assert set(devices) == {"cpu", "cuda"}
+        for answer in devices.values():
+            assert answer["backend"] in ("cuda", "triton", "cpu", "reference")
+            assert all(answer["why_not"].values())
+    explained = bigkernels.explain("layer_norm", *doctor._samples()["layer_norm"])
+    assert report["operations"]["layer_norm"]["cpu"]["backend"] == explained.chosen
+    assert (report["extension_error"] is None) == (report["isa"] is not None)
+    if report["isa"] is not None:
+        assert report["isa"] in ("scalar", "avx2", "avx512")
+
+
+def test_doctor_prints_tables_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    for word in (
+        "Versions",
+        "Machine",
+        "Build",
+        "Operations",
+        "kernels use",
+        "why not a faster one",
+    ):
+        assert word in shown
+
+
+def test_doctor_says_what_a_pure_install_lacks() -> None:
+    script = """
+import pathlib, sys
+exists = pathlib.Path.exists
+pathlib.Path.exists = lambda self: self.name != "_C.so" and exists(self)
+from bigkernels.cli import doctor, main
+missing = {"_C.so": "no C++ compiler was found"}
+doctor.build_info = lambda _: {"built": [], "not_built": missing}
+main(["doctor"])
+sys.exit(main(["doctor", "--json"]))
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    shown, _, text = done.stdout.partition("\n{")
+    assert "nothing: pure Python install" in shown
+    assert "no C++ compiler was found" in shown
+    report = json.loads("{" + text)
+    assert report["isa"] is None
+    assert report["extension_error"].startswith("the C++ extension is not built")
+    for devices in report["operations"].values():
+        assert devices["cpu"]["backend"] == "reference"
+        assert devices["cpu"]["why_not"]["cpu"] == [report["extension_error"]]
+
+
+def test_doctor_needs_nothing_but_torch() -> None:
+    script = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("transformers", "datasets", "rich", "triton", "accelerate"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+from bigkernels.cli import main
+sys.exit(main(["doctor"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Operations" in done.stdout
+
+
+def test_a_forced_instruction_set_shows_in_doctor() -> None:
+    if library.extension_error is not None:
+        pytest.skip(library.extension_error)
+    command = [sys.executable, "-m", "bigkernels", "doctor", "--json"]
+    for forced, expected in (
+        ("scalar", "scalar"),
+        ("sse9", "error: BIGKERNELS_ISA=sse9: this machine"),
+    ):
+        environment = {**os.environ, "BIGKERNELS_ISA": forced}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        report = json.loads(done.stdout)
+        assert report["isa"].startswith(expected)
+        assert report["environment"]["BIGKERNELS_ISA"] == forced
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("transformers", reason="needs transformers")
+    import tiny
+
+    return tiny.write_model(tmp_path_factory.mktemp("model"))
+
+
+def test_verify_passes_on_a_model_that_is_right(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["verify", str(model), "--json", "--text", "good film", "--text", "a bad plot"]) == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"] is True
+    assert found["path"] == ["packed"]
+    names = [check["name"] for check in found["checks"]]
+    assert names[0] == "end to end: last_hidden_state"
+    assert "encoder.layer.1" in names
+    assert main(["verify", str(model)]) == 0
+    assert "verify: passed" in capsys.readouterr().out
+
+
+def test_verify_fails_on_a_model_that_is_wrong(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerate = bigkernels.accelerate
+
+    def spoiled(module: Any) -> Any:
+        handle = accelerate(module)
+        twin = type(module.encoder.layer[1])
+        forward = twin.forward
+        # One layer of the fused model adds a little to its result.
+        monkeypatch.setattr(twin, "forward", lambda *a, **k: forward(*a, **k) + 1e-3)
+        return handle
+
+    monkeypatch.setattr(bigkernels, "accelerate", spoiled, raising=False)
+    assert main(["verify", str(model)]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["verify /nowhere", "bench --quick --mine /nowhere"])
+def test_a_model_that_is_not_there_is_one_line(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers", reason="needs transformers")
+    from bigkernels.cli import bench
+
+    monkeypatch.setattr(bench, "raw_texts", lambda: ["good"] * 64)
+    assert main(command.split()) == 1
+    assert capsys.readouterr().err == f"bigkernels {command.split()[0]}: no such folder: /nowhere\n"
+
+
+def test_bench_ends_in_three_lines(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bigkernels.cli import bench
+
+    texts = [" ".join(["good", "film"] * (1 + i % 7)) for i in range(64)]
+    monkeypatch.setattr(bench, "raw_texts", lambda: texts)
+    flags = ["bench", "--quick", "--mine", str(model), "--batch-size", "8"]
+    assert main(flags) == 0
+    speed_up, difference, code = capsys.readouterr().out.splitlines()[-3:]
+    assert speed_up.startswith("speed-up: ")
+    assert "x (file order), " in speed_up
+    assert difference.startswith("largest difference from stock: ")
+    assert difference.endswith("(verified)")
+    assert code == "import bigkernels; bigkernels.accelerate(model)"
+    assert main([*flags, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [m["order"] for m in result["throughput"]] == ["file order", "length-sorted"]
+    for measured in result["throughput"]:
+        assert measured["batches"] == 6
+        expected = measured["stock_seconds"] / measured["seconds"]
+        assert measured["speed_up"] == pytest.approx(expected)
+
+
+def test_finetune_errors_are_one_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["finetune", "--model_name_or_path", str(model), "--output_dir", str(tmp_path)]
+    assert main([*flags, "--train_file", str(tmp_path / "no.csv")]) == 1
+    assert capsys.readouterr().err.endswith(f"no such data file: {tmp_path / 'no.csv'}\n")
+    with pytest.raises(SystemExit) as stopped:
+        main([*flags, "--task_name", "cola"])
+    assert stopped.value.code == 2
+    assert "'cola' is not one of: movie-polarity" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*flags, "--kernels", "cudnn"])
+    assert "--kernels" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("verify", "encoders"):
+        monkeypatch.delitem(sys.modules, f"bigkernels.cli.{name}", raising=False)
+        monkeypatch.delattr(bigkernels.cli, name, raising=False)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert main(["verify", "somewhere"]) == 1
+    expected = 'bigkernels verify: needs transformers: pip install "bigkernels[hf]"\n'
+    assert capsys.readouterr().err == expected
