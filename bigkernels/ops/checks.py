@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,12 +43,16 @@ def check_parameter(name: str, value: object, x_name: str, x: Tensor, shape: Seq
         raise ValueError(f"{name}: shape {tuple(value.shape)}, expected {tuple(shape)}")  # type: ignore[attr-defined]
 
 
-def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> None:
+_LARGEST = sys.float_info.max
+
+
+def check_number(name: str, value: object, low: float = -_LARGEST, high: float = _LARGEST) -> None:
     """Raises unless value is a finite real number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not math.isfinite(value) or not low <= value <= high:
-        span = "a finite number" if low == -math.inf else f"a number in [{low:g}, {high:g}]"
+    if not low <= value <= high:  # comparisons alone, which torch.compile can trace; NaN fails them
+        span = f"a number in [{low:g}, {high:g}]" if high < _LARGEST else "a finite number"
+        span += f" of at least {low:g}" if low > -_LARGEST and high == _LARGEST else ""
         raise ValueError(f"{name}: got {value!r}, expected {span}")
 
 

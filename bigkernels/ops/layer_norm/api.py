@@ -110,7 +110,7 @@ class _AddLayerNorm(torch.autograd.Function):
                 assert dresidual is not None
                 dresidual = dresidual if dsum is None else dresidual + dsum
                 dx = reference.drop_gradient(dresidual, p, seed, offset, rows)
-                dx_bias = None if x_bias is None else dx.flatten(0, -2).sum(0)
+                dx_bias = None if x_bias is None else dx.reshape(-1, dx.shape[-1]).sum(0)
         else:
             dresidual, dx, dweight, dbias, dx_bias = _OPS["add_layer_norm_backward"][ctx.backend](
                 dout, dsum, total, mean, rstd, weight, p, seed, offset, rows,
