@@ -158,6 +158,24 @@ void check_served(double softcap, const OptionalTensor& alibi_slopes, const Opti
                   "softcap, alibi_slopes, sinks: not served by the CPU kernels");
 }
 
+// out or dout: of q's sizes but for the last, with dense rows.
+Tensor forward_value(const Tensor& x, const Tensor& q, int64_t last, const char* name) {
+  Sizes sizes = sizes_of(q);
+  sizes.back() = last;
+  STD_TORCH_CHECK(sizes_of(x) == sizes && x.scalar_type() == q.scalar_type(), name,
+                  ": expected the shape and dtype of the output");
+  return Arguments::dense_rows(x);
+}
+
+// lse or dlse.
+Tensor statistics(const Tensor& x, const Tensor& q, const char* name) {
+  const Sizes sizes = sizes_of(q);
+  STD_TORCH_CHECK(x.numel() * sizes.back() == q.numel() &&
+                      x.scalar_type() == scalar_type_of(statistics_dtype(dtype_of(q))),
+                  name, ": expected one number a query and head, of the statistics dtype");
+  return torch::stable::contiguous(x);
+}
+
 std::tuple<Tensor, Tensor> attention_forward(
     const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
     const OptionalTensor& key_lengths, const OptionalTensor& cu_seq_q,
@@ -185,9 +203,51 @@ std::tuple<Tensor, Tensor> attention_forward(
   return {out, lse};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
+    const Tensor& dout, const OptionalTensor& dlse, const Tensor& q, const Tensor& k,
+    const Tensor& v, const Tensor& out, const Tensor& lse, const OptionalTensor& mask,
+    const OptionalTensor& key_lengths, const OptionalTensor& cu_seq_q,
+    const OptionalTensor& cu_seq_k, int64_t, int64_t, double scale, int64_t causal,
+    int64_t window_left, int64_t window_right, double softcap, const OptionalTensor& alibi_slopes,
+    const OptionalTensor& sinks, double dropout_p, const OptionalTensor& seed,
+    const OptionalTensor& offset, const OptionalTensor& rows, bool need_dmask) {
+  check_served(softcap, alibi_slopes, sinks);
+  Arguments arguments(q, k, v, scale, causal, window_left, window_right);
+  arguments.set_mask(mask);
+  arguments.set_lengths(key_lengths, cu_seq_q, cu_seq_k);
+  arguments.set_dropout(dropout_p, seed, offset, rows);
+  AttentionCall& call = arguments.call;
+  const Tensor out_rows = forward_value(out, q, call.dim_v, "out");
+  const Tensor dout_rows = forward_value(dout, q, call.dim_v, "dout");
+  const Tensor lse_rows = statistics(lse, q, "lse");
+  const Tensor dlse_rows = dlse.has_value() ? statistics(*dlse, q, "dlse") : lse_rows;
+  const Tensor dq = empty_like_layout(q, call.dim), dk = empty_like_layout(k, call.dim),
+               dv = empty_like_layout(v, call.dim_v);
+  const bool wanted = need_dmask && mask.has_value();
+  STD_TORCH_CHECK(!wanted || call.mask.type != MaskType::kBool, "mask: bool has no gradient");
+  const Tensor dmask =
+      wanted ? empty(q, sizes_of(*mask), mask->scalar_type()) : no_output(q, q.scalar_type());
+  call.out = Arguments::rows_of_heads(out_rows);
+  call.lse = lse_rows.data_ptr();
+  AttentionGradients gradients = {Arguments::rows_of_heads(dout_rows),
+                                  dlse.has_value() ? dlse_rows.const_data_ptr() : nullptr,
+                                  Arguments::rows_of_heads(dq),
+                                  Arguments::rows_of_heads(dk),
+                                  Arguments::rows_of_heads(dv),
+                                  wanted ? dmask.mutable_data_ptr() : nullptr,
+                                  {}};
+  for (int dim = 0; wanted && dim < 4; ++dim) gradients.mask_sizes[dim] = mask->sizes()[dim];
+  const AttentionKernels& room = kernels().attention;
+  const Scratch scratch(q, room.backward_scratch(call, gradients));
+  call.scratch = scratch.data();
+  room.backward(call, gradients);
+  return {dq, dk, dv, dmask};
+}
+
 }  // namespace
 }  // namespace bigkernels
 
 STABLE_TORCH_LIBRARY_IMPL(bigkernels, CPU, m) {
   m.impl("attention_forward_cpu", TORCH_BOX(&bigkernels::attention_forward));
+  m.impl("attention_backward_cpu", TORCH_BOX(&bigkernels::attention_backward));
 }

@@ -1,4 +1,51 @@
 // The CPU kernels of attention for the instruction set of the including translation unit.
 #pragma once
 
+#include "attention/backward-inl.h"
 #include "attention/forward-inl.h"
+#include "attention/mask_gradient-inl.h"
+
+namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
+namespace {
+
+// In front of the threads' own: the work list of a packed call.
+inline int64_t shared_scratch(const AttentionCall& call) {
+  Arena arena = {0, 0};
+  arena.take<int64_t>(call.packed ? call.batch + 1 : 0);
+  return arena.used;
+}
+
+int64_t attention_forward_scratch(const AttentionCall& call) {
+  int64_t bytes = 0;
+  visit_dtype(call.dtype, [&](auto tag) {
+    using V = typename VecOf<typename decltype(tag)::type>::type;
+    bytes = forward_scratch_per_thread<V>(call);
+  });
+  return shared_scratch(call) + bytes * call.num_threads;
+}
+
+void attention_forward(const AttentionCall& call) {
+  visit_dtype(call.dtype, [&](auto tag) { forward_typed<typename decltype(tag)::type>(call); });
+}
+
+int64_t attention_backward_scratch(const AttentionCall& call, const AttentionGradients& gradients) {
+  int64_t bytes = 0;
+  visit_dtype(call.dtype, [&](auto tag) {
+    using V = typename VecOf<typename decltype(tag)::type>::type;
+    bytes = backward_scratch_per_thread<V>(call, plan_backward(call));
+    if (gradients.dmask == nullptr) return;
+    bytes = max_int(bytes, mask_gradient_scratch_per_thread<V>(call));
+  });
+  return shared_scratch(call) + bytes * call.num_threads;
+}
+
+void attention_backward(const AttentionCall& call, const AttentionGradients& gradients) {
+  visit_dtype(call.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    backward_typed<T>(call, gradients);
+    if (gradients.dmask != nullptr) mask_gradient_typed<T>(call, gradients);
+  });
+}
+
+}  // namespace
+}  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE

@@ -5,6 +5,7 @@
 
 #include "attention/dropout-inl.h"
 #include "attention/mask-inl.h"
+#include "attention/panel-inl.h"
 #include "attention/product-inl.h"
 #include "attention/rows-inl.h"
 #include "common/cpu/threads.h"
@@ -13,24 +14,9 @@ namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 
 constexpr int64_t kKeyBlock = 128;
-constexpr int kPanelVectors = kTileVectors;
-constexpr double kLog2EExact = 1.4426950408889634;
 
 // Panels of one unit of work share the copies of keys and values.
 constexpr int64_t kPanelsPerWork = 8;
-
-// Hands out aligned parts of one thread's scratch; from address 0 it only adds up.
-struct Arena {
-  uintptr_t base;
-  int64_t used;
-
-  template <class S>
-  S* take(int64_t count) {
-    const uintptr_t start = base + static_cast<uintptr_t>(used);
-    used += round_up(count * static_cast<int64_t>(sizeof(S)), 64);
-    return reinterpret_cast<S*>(start);
-  }
-};
 
 // The running state of a panel of queries.
 template <class V>
@@ -54,29 +40,23 @@ struct ForwardScratch {
   S *keys, *values;  // widened rows of one block
 };
 
-// The widest panel of a call, in lanes.
 template <class V>
-inline int64_t panel_width(const AttentionCall& call) {
-  return min_int(round_up(call.length_q, V::kLanes), kPanelVectors * V::kLanes);
-}
-
-template <class V, class T>
-ForwardScratch<V> forward_scratch_of(const AttentionCall& call, Arena* scratch) {
+ForwardScratch<V> forward_scratch_of(const AttentionCall& call, Arena* arena) {
   using S = typename V::Scalar;
   const int64_t width = panel_width<V>(call), block = min_int(kKeyBlock, call.length_k);
   ForwardScratch<V> room = {};
-  room.weights = scratch->take<S>(block * width);
+  room.weights = arena->take<S>(block * width);
   for (int64_t i = 0; i < kPanelsPerWork; ++i) {
     ForwardPanel<V>& panel = room.panels[i];
-    panel.query = scratch->take<S>(call.dim * width);
-    panel.out = scratch->take<S>(call.dim_v * width);
-    panel.top = scratch->take<S>(3 * width);
+    panel.query = arena->take<S>(call.dim * width);
+    panel.out = arena->take<S>(call.dim_v * width);
+    panel.top = arena->take<S>(3 * width);
     panel.sum = panel.top + width;
     panel.carry = panel.sum + width;
-    panel.dropout_words = scratch->take<uint32_t>(2 * width);
+    panel.dropout_words = arena->take<uint32_t>(2 * width);
   }
-  room.keys = scratch->take<S>(block * round_up(call.dim, V::kLanes));
-  room.values = scratch->take<S>(block * round_up(call.dim_v, V::kLanes));
+  room.keys = arena->take<S>(block * round_up(call.dim, V::kLanes));
+  room.values = arena->take<S>(block * round_up(call.dim_v, V::kLanes));
   return room;
 }
 
@@ -173,8 +153,8 @@ void finish_panel(const AttentionCall& call, const Sequence& s, int64_t head,
 }
 
 template <class V, class T>
-void forward_work(const AttentionCall& call, const WorkList& list, Work work, Arena scratch) {
-  ForwardScratch<V> room = forward_scratch_of<V, T>(call, &scratch);
+void forward_work(const AttentionCall& call, const WorkList& list, Work work, Arena arena) {
+  ForwardScratch<V> room = forward_scratch_of<V>(call, &arena);
   const Sequence s = sequence_of(call, work.batch);
   const int64_t head_kv = work.head / (call.heads / call.heads_kv);
   const Range on = keys_on(call, s, work.head);
@@ -209,42 +189,26 @@ void forward_work(const AttentionCall& call, const WorkList& list, Work work, Ar
   for (int64_t i = 0; i < panels; ++i) finish_panel<V, T>(call, s, work.head, &room.panels[i]);
 }
 
-template <class T>
+template <class V>
 int64_t forward_scratch_per_thread(const AttentionCall& call) {
-  Arena scratch = {0, 0};
-  forward_scratch_of<typename VecOf<T>::type, T>(call, &scratch);
-  return scratch.used;
-}
-
-inline int64_t work_list_bytes(const AttentionCall& call) {
-  return call.packed ? round_up((call.batch + 1) * 8, 64) : 0;
-}
-
-int64_t attention_forward_scratch(const AttentionCall& call) {
-  int64_t bytes = 0;
-  visit_dtype(call.dtype, [&](auto tag) {
-    bytes = forward_scratch_per_thread<typename decltype(tag)::type>(call);
-  });
-  return work_list_bytes(call) + bytes * call.num_threads;
+  Arena arena = {0, 0};
+  forward_scratch_of<V>(call, &arena);
+  return arena.used;
 }
 
 template <class T>
 void forward_typed(const AttentionCall& call) {
   using V = typename VecOf<T>::type;
-  Arena scratch = {reinterpret_cast<uintptr_t>(call.scratch), 0};
-  int64_t* room = scratch.take<int64_t>(call.packed ? call.batch + 1 : 0);
+  Arena arena = {reinterpret_cast<uintptr_t>(call.scratch), 0};
+  int64_t* room = arena.take<int64_t>(call.packed ? call.batch + 1 : 0);
   const int64_t chunk = kPanelsPerWork * kPanelVectors * V::kLanes;
   const WorkList list = list_work(call, call.heads, false, chunk, room);
-  const int64_t per_thread = forward_scratch_per_thread<T>(call);
+  const int64_t per_thread = forward_scratch_per_thread<V>(call);
   parallel_tiles(call.num_threads, list.count(), [&](int64_t tile, int thread) {
-    Arena own = scratch;
+    Arena own = arena;
     own.used += thread * per_thread;
     forward_work<V, T>(call, list, list[tile], own);
   });
-}
-
-void attention_forward(const AttentionCall& call) {
-  visit_dtype(call.dtype, [&](auto tag) { forward_typed<typename decltype(tag)::type>(call); });
 }
 
 }  // namespace

@@ -13,18 +13,20 @@ struct Sequence {
   int64_t batch;           // index in the batch
   int64_t query, queries;  // first query and how many
   int64_t key, keys;       // first key; how many are on (key_lengths)
+  int64_t all_keys;        // those and the others
   // Query i sees the keys from i - left to i + right. Both count the shift of the diagonal.
   int64_t left, right;
 };
 
 inline Sequence sequence_of(const AttentionCall& call, int64_t batch) {
-  Sequence s = {batch, 0, call.length_q, 0, call.length_k, kOpen, kOpen};
+  Sequence s = {batch, 0, call.length_q, 0, call.length_k, 0, kOpen, kOpen};
   if (call.packed) {
     s.query = call.starts_q[batch];
     s.queries = call.starts_q[batch + 1] - s.query;
     s.key = call.starts_k[batch];
     s.keys = call.starts_k[batch + 1] - s.key;
   }
+  s.all_keys = s.keys;
   const int64_t shift = call.causal >= kCausalBottomRight ? s.keys - s.queries : 0;
   const bool causal = call.causal == kCausalTopLeft || call.causal == kCausalBottomRight;
   if (causal || call.window_right >= 0) s.right = shift + (causal ? 0 : call.window_right);
@@ -109,16 +111,18 @@ struct WorkList {
   }
 };
 
-// `room` holds batch + 1 integers if the call is packed.
+// By queries or by keys; `room` holds batch + 1 integers if the call is packed. A sequence without
+// keys is one chunk too: its dq is to be written.
 inline WorkList list_work(const AttentionCall& call, int64_t heads, bool by_keys, int64_t chunk,
                           int64_t* room) {
+  const int64_t least = by_keys ? 1 : 0;
   const int64_t length = by_keys ? call.length_k : call.length_q;
-  WorkList list = {heads, chunk, ceil_div(length, chunk), call.batch, nullptr};
+  WorkList list = {heads, chunk, max_int(least, ceil_div(length, chunk)), call.batch, nullptr};
   if (!call.packed) return list;
   const IndexArray& starts = by_keys ? call.starts_k : call.starts_q;
   room[0] = 0;
   for (int64_t b = 0; b < call.batch; ++b) {
-    room[b + 1] = room[b] + ceil_div(starts[b + 1] - starts[b], chunk);
+    room[b + 1] = room[b] + max_int(least, ceil_div(starts[b + 1] - starts[b], chunk));
   }
   list.chunks_before = room;
   return list;

@@ -13,7 +13,7 @@ extern const KernelTable kKernels = {
     {Vec::kLanes, part_map<Vec>, part_map<VecD>, part_convert, part_sum, part_maximum,
      part_multiply_wide, part_philox, part_dropout},
     {layer_norm_forward, layer_norm_backward},
-    {attention_forward_scratch, attention_forward, nullptr, nullptr},
+    {attention_forward_scratch, attention_forward, attention_backward_scratch, attention_backward},
     {ffn_forward, ffn_backward, ffn_column_sums},
 };
 

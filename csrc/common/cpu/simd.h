@@ -6,7 +6,7 @@
 // can be picked by the linker for an older CPU. For the same reason std templates are not used.
 //
 //   Vec    float32 lanes     load/store float, BFloat16, Float16 (rounded to nearest even)
-//   VecD   float64 lanes     load double, float; store double
+//   VecD   float64 lanes     load and store double, float
 //   VecU   uint32 lanes, as many as Vec
 //
 // V is Vec or VecD: V::kLanes, V::Scalar, V::Mask, V::zero(), V::broadcast(s), V::load(p),

@@ -187,6 +187,12 @@ inline void store(double* p, VecD a, int64_t count) {
   _mm256_maskstore_pd(p, MaskD::first(count).bits(), a.v);
 }
 
+inline void store(float* p, VecD a) { _mm_storeu_ps(p, _mm256_cvtpd_ps(a.v)); }
+inline void store(float* p, VecD a, int64_t count) {
+  const __m128i on = _mm256_castsi256_si128(Mask::first(count).bits());
+  _mm_maskstore_ps(p, on, _mm256_cvtpd_ps(a.v));
+}
+
 inline VecD operator+(VecD a, VecD b) { return {_mm256_add_pd(a.v, b.v)}; }
 inline VecD operator-(VecD a, VecD b) { return {_mm256_sub_pd(a.v, b.v)}; }
 inline VecD operator*(VecD a, VecD b) { return {_mm256_mul_pd(a.v, b.v)}; }

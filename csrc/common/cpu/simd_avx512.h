@@ -157,6 +157,11 @@ inline void store(double* p, VecD a, int64_t count) {
   _mm512_mask_storeu_pd(p, MaskD::first(count).v, a.v);
 }
 
+inline void store(float* p, VecD a) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(a.v)); }
+inline void store(float* p, VecD a, int64_t count) {
+  _mm256_mask_storeu_ps(p, MaskD::first(count).v, _mm512_cvtpd_ps(a.v));
+}
+
 inline VecD operator+(VecD a, VecD b) { return {_mm512_add_pd(a.v, b.v)}; }
 inline VecD operator-(VecD a, VecD b) { return {_mm512_sub_pd(a.v, b.v)}; }
 inline VecD operator*(VecD a, VecD b) { return {_mm512_mul_pd(a.v, b.v)}; }

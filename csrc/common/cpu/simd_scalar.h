@@ -108,6 +108,9 @@ inline void store(T* p, Vec a, int64_t count = Vec::kLanes) {
 inline void store(double* p, VecD a, int64_t count = VecD::kLanes) {
   for (int64_t l = 0; l < count; ++l) p[l] = a.v[l];
 }
+inline void store(float* p, VecD a, int64_t count = VecD::kLanes) {
+  for (int64_t l = 0; l < count; ++l) p[l] = static_cast<float>(a.v[l]);
+}
 
 template <class V, class S = ScalarOf<V>>
 inline V operator+(V a, V b) {

@@ -1,0 +1,195 @@
+// Gradients of q, k and v. One unit of work holds the gradients of a range of keys and goes through
+// the queries panel by panel; if the range is the whole sequence it finishes dq on the way (five
+// products). Where there are too few heads for the threads, dq has its own pass by queries and keys
+// are cut into ranges (seven products). Both add in the same order, so the results are equal bits.
+#pragma once
+
+#include "attention/gradient-inl.h"
+#include "common/cpu/threads.h"
+
+namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
+namespace {
+
+// What one unit of work computes.
+struct GradientWork {
+  int64_t batch;
+  Range heads, queries, keys;
+  bool dq, dkv;
+};
+
+template <class V>
+struct KeySums {  // (keys, D) and (keys, Dv) in whole vectors
+  typename V::Scalar *dk, *dv;
+};
+
+// All products of one panel with one block of keys.
+template <class V, class T>
+void backward_block(const AttentionCall& call, const Sequence& s, int64_t head,
+                    const KeyBlock<V>& block, const GradientScratch<V>& room,
+                    const GradientWork& work, const KeySums<V>& sums, GradientPanel<V>* panel) {
+  gradient_block<V, T>(call, s, head, block.keys, block.k, block.v, room, *panel);
+  const int64_t width = panel->width, keys = block.keys.end - block.keys.begin;
+  if (work.dq) {
+    multiply<V>({block.k.data, 1, block.k.stride, room.dscores, width, panel->dquery, width,
+                 room.ones, call.dim, keys, width / V::kLanes});
+  }
+  if (!work.dkv) return;
+  const int64_t queries = panel->queries.end - panel->queries.begin;
+  const int64_t dim = round_up(call.dim, V::kLanes), dim_v = round_up(call.dim_v, V::kLanes);
+  const int64_t at = block.keys.begin - work.keys.begin;
+  multiply<V>({room.weights, width, 1, panel->dout_rows, dim_v, sums.dv + at * dim_v, dim_v,
+               room.ones, keys, queries, dim_v / V::kLanes});
+  multiply<V>({room.dscores, width, 1, panel->query_rows, dim, sums.dk + at * dim, dim, room.ones,
+               keys, queries, dim / V::kLanes});
+}
+
+// A few panels of one head, which share the copies of keys and values. Returns the first query
+// after them.
+template <class V, class T>
+int64_t backward_panels(const AttentionCall& call, const AttentionGradients& gradients,
+                        const Sequence& s, int64_t head, int64_t begin, Range on,
+                        const GradientWork& work, const KeySums<V>& sums,
+                        GradientScratch<V>* room) {
+  int64_t panels = 0;
+  Range all = {on.end, 0};
+  for (; begin < work.queries.end && panels < kGradientPanels; ++panels) {
+    GradientPanel<V>& panel = room->panels[panels];
+    panel.queries = {begin, min_int(work.queries.end, begin + kPanelVectors * V::kLanes)};
+    begin_gradient_panel<V, T>(call, gradients, s, head, on, &panel);
+    if (work.dq) fill<V>(panel.dquery, call.dim * panel.width, 0);
+    all = {min_int(all.begin, panel.keys.begin), max_int(all.end, panel.keys.end)};
+    begin = panel.queries.end;
+  }
+  all = {max_int(all.begin, work.keys.begin), min_int(all.end, work.keys.end)};
+  const int64_t head_kv = head / (call.heads / call.heads_kv);
+  for (int64_t key = all.begin / kGradientKeyBlock * kGradientKeyBlock; key < all.end;
+       key += kGradientKeyBlock) {
+    const Range keys = {max_int(key, all.begin), min_int(key + kGradientKeyBlock, all.end)};
+    const auto block = view_block<V, T>(call, s, head_kv, keys, room->keys, room->values);
+    for (int64_t i = 0; i < panels; ++i) {
+      const KeyBlock<V> part = block.within(room->panels[i].keys);
+      if (part.keys.begin >= part.keys.end) continue;
+      backward_block<V, T>(call, s, head, part, *room, work, sums, &room->panels[i]);
+    }
+  }
+  for (int64_t i = 0; i < panels && work.dq; ++i) {
+    GradientPanel<V>& panel = room->panels[i];
+    fill<V>(panel.shift, panel.width, static_cast<typename V::Scalar>(call.scale));
+    store_transposed<V>(
+        panel.dquery, panel.width, panel.queries.end - panel.queries.begin, call.dim, panel.shift,
+        row_at<T>(gradients.dq, s, s.query, head, panel.queries.begin), gradients.dq.row);
+  }
+  return begin;
+}
+
+// Longest range of keys of one unit of work that also computes dk and dv.
+struct BackwardPlan {
+  bool together;  // dq along with dk and dv
+  int64_t longest, key_chunk, query_chunk;
+};
+
+constexpr int64_t kSplitKeys = 4 * kGradientKeyBlock;
+
+inline BackwardPlan plan_backward(const AttentionCall& call) {
+  BackwardPlan plan = {true, call.length_k, 0, 0};
+  if (call.packed) {
+    plan.longest = 0;
+    for (int64_t b = 0; b < call.batch; ++b) {
+      plan.longest = max_int(plan.longest, call.starts_k[b + 1] - call.starts_k[b]);
+    }
+  }
+  const int64_t heads = call.batch * call.heads_kv;
+  plan.together =
+      call.num_threads == 1 || heads >= 2 * call.num_threads || plan.longest <= kSplitKeys;
+  plan.key_chunk = plan.together ? max_int(1, plan.longest) : kSplitKeys;
+  return plan;
+}
+
+template <class V>
+KeySums<V> key_sums(const AttentionCall& call, const BackwardPlan& plan, Arena* arena) {
+  using S = typename V::Scalar;
+  const int64_t keys = min_int(plan.key_chunk, plan.longest);
+  S* dk = arena->take<S>(keys * round_up(call.dim, V::kLanes));
+  return {dk, arena->take<S>(keys * round_up(call.dim_v, V::kLanes))};
+}
+
+template <class V, class T>
+void backward_work(const AttentionCall& call, const AttentionGradients& gradients,
+                   const BackwardPlan& plan, const GradientWork& work, Arena arena) {
+  GradientScratch<V> room = gradient_scratch<V>(call, kGradientPanels, &arena);
+  const KeySums<V> sums = key_sums<V>(call, plan, &arena);
+  const Sequence s = sequence_of(call, work.batch);
+  const int64_t dim = round_up(call.dim, V::kLanes), dim_v = round_up(call.dim_v, V::kLanes);
+  fill<V>(room.ones, max_int(panel_width<V>(call), max_int(dim, dim_v)), 1);
+  const int64_t keys = work.keys.end - work.keys.begin;
+  if (work.dkv) {
+    fill<V>(sums.dk, keys * dim, 0);
+    fill<V>(sums.dv, keys * dim_v, 0);
+  }
+  for (int64_t head = work.heads.begin; head < work.heads.end; ++head) {
+    const Range on = keys_on(call, s, head);
+    for (int64_t i = work.queries.begin; i < work.queries.end;) {
+      i = backward_panels<V, T>(call, gradients, s, head, i, on, work, sums, &room);
+    }
+  }
+  if (!work.dkv) return;
+  const int64_t head_kv = work.heads.begin / (call.heads / call.heads_kv);
+  narrow_rows<V>(sums.dk, dim, keys, call.dim,
+                 row_at<T>(gradients.dk, s, s.key, head_kv, work.keys.begin), gradients.dk.row);
+  narrow_rows<V>(sums.dv, dim_v, keys, call.dim_v,
+                 row_at<T>(gradients.dv, s, s.key, head_kv, work.keys.begin), gradients.dv.row);
+}
+
+template <class V>
+int64_t backward_scratch_per_thread(const AttentionCall& call, const BackwardPlan& plan) {
+  Arena arena = {0, 0};
+  gradient_scratch<V>(call, kGradientPanels, &arena);
+  key_sums<V>(call, plan, &arena);
+  return arena.used;
+}
+
+template <class T>
+void backward_typed(const AttentionCall& call, const AttentionGradients& gradients) {
+  using V = typename VecOf<T>::type;
+  const BackwardPlan plan = plan_backward(call);
+  Arena arena = {reinterpret_cast<uintptr_t>(call.scratch), 0};
+  int64_t* room = arena.take<int64_t>(call.packed ? call.batch + 1 : 0);
+  const int64_t per_thread = backward_scratch_per_thread<V>(call, plan);
+  const auto run = [&](const GradientWork& work, int thread) {
+    Arena own = arena;
+    own.used += thread * per_thread;
+    backward_work<V, T>(call, gradients, plan, work, own);
+  };
+  const int64_t group = call.heads / call.heads_kv;
+  const WorkList by_keys = list_work(call, call.heads_kv, true, plan.key_chunk, room);
+  parallel_tiles(call.num_threads, by_keys.count(), [&](int64_t tile, int thread) {
+    const Work work = by_keys[tile];
+    const Sequence s = sequence_of(call, work.batch);
+    const int64_t begin = work.chunk * by_keys.chunk;
+    run({work.batch,
+         {work.head * group, (work.head + 1) * group},
+         {0, s.queries},
+         {begin, min_int(s.all_keys, begin + by_keys.chunk)},
+         plan.together,
+         true},
+        thread);
+  });
+  if (plan.together) return;
+  const int64_t chunk = kGradientPanels * kPanelVectors * V::kLanes;
+  const WorkList by_queries = list_work(call, call.heads, false, chunk, room);
+  parallel_tiles(call.num_threads, by_queries.count(), [&](int64_t tile, int thread) {
+    const Work work = by_queries[tile];
+    const Sequence s = sequence_of(call, work.batch);
+    const int64_t begin = work.chunk * chunk;
+    run({work.batch,
+         {work.head, work.head + 1},
+         {begin, min_int(s.queries, begin + chunk)},
+         {0, s.all_keys},
+         true,
+         false},
+        thread);
+  });
+}
+
+}  // namespace
+}  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE

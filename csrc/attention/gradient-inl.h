@@ -1,0 +1,194 @@
+// The part all backward passes share: a panel of queries with its dout, and for one block of keys
+// the (dropped) weights and the gradient of the scores, both recomputed from lse.
+#pragma once
+
+#include "attention/dropout-inl.h"
+#include "attention/mask-inl.h"
+#include "attention/panel-inl.h"
+#include "attention/product-inl.h"
+#include "attention/rows-inl.h"
+
+namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kGradientKeyBlock = 64;
+constexpr int64_t kGradientPanels = 8;  // share the copies of keys and values
+
+template <class V>
+struct GradientPanel {
+  using S = typename V::Scalar;
+  Range queries, keys;
+  int64_t width;
+  S *query, *dout;            // (D, width) scaled; (Dv, width)
+  S *query_rows, *dout_rows;  // the same as rows: (width, D), (width, Dv) in whole vectors
+  S* dquery;                  // (D, width)
+  S *shift, *delta;           // (width,): -lse log2(e); sum of dout * out, less dlse
+  uint32_t* dropout_words;    // (2, width)
+  PanelDropout dropout;
+};
+
+template <class V>
+struct GradientScratch {
+  using S = typename V::Scalar;
+  GradientPanel<V> panels[kGradientPanels];
+  S *weights, *dscores;  // (kGradientKeyBlock, width)
+  S* shares;             // the same, with dropout: weights * delta
+  S *keys, *values;      // one block of rows
+  S* ones;               // carry of a product that adds to what is there
+};
+
+template <class V>
+GradientScratch<V> gradient_scratch(const AttentionCall& call, int64_t panels, Arena* arena) {
+  using S = typename V::Scalar;
+  const int64_t width = panel_width<V>(call), block = min_int(kGradientKeyBlock, call.length_k);
+  const int64_t dim = round_up(call.dim, V::kLanes), dim_v = round_up(call.dim_v, V::kLanes);
+  GradientScratch<V> room = {};
+  room.weights = arena->take<S>(block * width);
+  room.dscores = arena->take<S>(block * width);
+  room.shares = arena->take<S>(call.dropout_p > 0 ? block * width : 0);
+  room.keys = arena->take<S>(block * dim);
+  room.values = arena->take<S>(block * dim_v);
+  const int64_t longest = max_int(width, max_int(dim, dim_v));
+  room.ones = arena->take<S>(longest);
+  for (int64_t i = 0; i < panels; ++i) {
+    GradientPanel<V>& panel = room.panels[i];
+    panel.query = arena->take<S>(call.dim * width);
+    panel.dout = arena->take<S>(call.dim_v * width);
+    panel.query_rows = arena->take<S>(width * dim);
+    panel.dout_rows = arena->take<S>(width * dim_v);
+    panel.dquery = arena->take<S>(call.dim * width);
+    panel.shift = arena->take<S>(2 * width);
+    panel.delta = panel.shift + width;
+    panel.dropout_words = arena->take<uint32_t>(2 * width);
+  }
+  return room;
+}
+
+template <class V>
+inline void fill(typename V::Scalar* p, int64_t count, typename V::Scalar value) {
+  for (int64_t i = 0; i < count; i += V::kLanes) {
+    store_up_to(p + i, V::broadcast(value), count - i);
+  }
+}
+
+// shift and delta of a panel; lanes past the queries and queries without keys get weights 0.
+template <class V, class T>
+void begin_statistics(const AttentionCall& call, const AttentionGradients& gradients,
+                      const Sequence& s, int64_t head, GradientPanel<V>* panel) {
+  using S = typename V::Scalar;
+  const int64_t count = panel->queries.end - panel->queries.begin;
+  const int64_t at = statistic_at(call, s, head, panel->queries.begin);
+  const S* lse = static_cast<const S*>(call.lse) + at;
+  for (int64_t lane = 0; lane < panel->width; ++lane) {
+    panel->shift[lane] = -static_cast<S>(__builtin_inff());
+    panel->delta[lane] = 0;
+    if (lane >= count) continue;
+    if (lse[lane] != -static_cast<S>(__builtin_inff())) {
+      panel->shift[lane] = -lse[lane] * static_cast<S>(kLog2EExact);
+    }
+    const int64_t i = panel->queries.begin + lane;
+    const T* dout = row_at<const T>(gradients.dout, s, s.query, head, i);
+    const T* out = row_at<const T>(call.out, s, s.query, head, i);
+    V sum = V::zero();
+    for (int64_t d = 0; d < call.dim_v; d += V::kLanes) {
+      const int64_t left = call.dim_v - d;
+      sum = fma(load_up_to<V>(dout + d, left), load_up_to<V>(out + d, left), sum);
+    }
+    panel->delta[lane] = reduce_add(sum);
+    if (gradients.dlse != nullptr) {
+      panel->delta[lane] -= (static_cast<const S*>(gradients.dlse) + at)[lane];
+    }
+  }
+}
+
+template <class V, class T>
+void begin_gradient_panel(const AttentionCall& call, const AttentionGradients& gradients,
+                          const Sequence& s, int64_t head, Range on, GradientPanel<V>* panel) {
+  using S = typename V::Scalar;
+  const Range queries = panel->queries;
+  const int64_t count = queries.end - queries.begin;
+  panel->width = round_up(count, V::kLanes);
+  panel->keys = keys_of(s, queries, on);
+  const T* q = row_at<const T>(call.q, s, s.query, head, queries.begin);
+  const T* dout = row_at<const T>(gradients.dout, s, s.query, head, queries.begin);
+  const S scale = static_cast<S>(call.scale);
+  load_transposed<V>(q, call.q.row, count, call.dim, scale, panel->query, panel->width);
+  load_transposed<V>(dout, gradients.dout.row, count, call.dim_v, 1, panel->dout, panel->width);
+  widen_rows<V>(q, call.q.row, count, call.dim, scale, panel->query_rows,
+                round_up(call.dim, V::kLanes));
+  widen_rows<V>(dout, gradients.dout.row, count, call.dim_v, 1, panel->dout_rows,
+                round_up(call.dim_v, V::kLanes));
+  begin_statistics<V, T>(call, gradients, s, head, panel);
+  panel->dropout = panel_dropout(call, s, head, queries, panel->width, panel->dropout_words);
+}
+
+// With the scores in weights and dout . v in dscores: weights = P (dropped), dscores = their
+// gradients, P (dP - delta). What dropout keeps scales P and dP alike: dS = P_dropped dP - P delta.
+template <class V>
+__attribute__((noinline)) void softmax_gradient(const GradientScratch<V>& room,
+                                                const GradientPanel<V>& panel, int64_t key,
+                                                int64_t count) {
+  const int64_t width = panel.width;
+  const V log2e = V::broadcast(static_cast<typename V::Scalar>(kLog2EExact));
+  const bool dropped = panel.dropout.on;
+  for (int64_t lane = 0; lane < width; lane += V::kLanes) {
+    const V shift = V::load(panel.shift + lane), delta = V::load(panel.delta + lane);
+    for (int64_t at = lane; at < count * width; at += width) {
+      const V weight = exp2(fma(V::load(room.weights + at), log2e, shift));
+      store(room.weights + at, weight);
+      if (dropped) {
+        store(room.shares + at, weight * delta);
+      } else {
+        store(room.dscores + at, weight * (V::load(room.dscores + at) - delta));
+      }
+    }
+  }
+  if (!dropped) return;
+  drop_weights(panel.dropout, key, count, width, room.weights);
+  for (int64_t at = 0; at < count * width; at += V::kLanes) {
+    const V weight = V::load(room.weights + at), dweight = V::load(room.dscores + at);
+    store(room.dscores + at, fma(weight, dweight, V::zero() - V::load(room.shares + at)));
+  }
+}
+
+// room.weights and room.dscores of one block of keys.
+template <class V, class T>
+void gradient_block(const AttentionCall& call, const Sequence& s, int64_t head, Range keys,
+                    RowView<typename V::Scalar> k, RowView<typename V::Scalar> v,
+                    const GradientScratch<V>& room, const GradientPanel<V>& panel) {
+  const int64_t width = panel.width, count = keys.end - keys.begin;
+  const int64_t vectors = width / V::kLanes;
+  multiply<V>({k.data, k.stride, 1, panel.query, width, room.weights, width, nullptr, count,
+               call.dim, vectors});
+  mask_scores<V, T>(call, s, head, panel.queries, keys, room.weights, width);
+  multiply<V>({v.data, v.stride, 1, panel.dout, width, room.dscores, width, nullptr, count,
+               call.dim_v, vectors});
+  softmax_gradient<V>(room, panel, keys.begin, count);
+}
+
+// A block of keys and values as the products read them.
+template <class V>
+struct KeyBlock {
+  Range keys;
+  RowView<typename V::Scalar> k, v;
+
+  // The part within `own`, possibly empty.
+  KeyBlock within(Range own) const {
+    const Range part = {max_int(keys.begin, own.begin), min_int(keys.end, own.end)};
+    const int64_t skip = part.begin - keys.begin;
+    return {part, {k.data + skip * k.stride, k.stride}, {v.data + skip * v.stride, v.stride}};
+  }
+};
+
+template <class V, class T>
+KeyBlock<V> view_block(const AttentionCall& call, const Sequence& s, int64_t head_kv, Range keys,
+                       typename V::Scalar* key_room, typename V::Scalar* value_room) {
+  const int64_t count = keys.end - keys.begin;
+  const T* k = row_at<const T>(call.k, s, s.key, head_kv, keys.begin);
+  const T* v = row_at<const T>(call.v, s, s.key, head_kv, keys.begin);
+  return {keys, view_rows<V>(k, call.k.row, count, call.dim, key_room),
+          view_rows<V>(v, call.v.row, count, call.dim_v, value_room)};
+}
+
+}  // namespace
+}  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE
