@@ -76,6 +76,7 @@ _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 _records: contextvars.ContextVar[list[Record] | None] = contextvars.ContextVar(
     "bigkernels_records", default=None
 )
+_compiled_forced: str | None = None  # the same for compiled calls: they can guard on a global alone
 _chosen: dict[tuple[Any, ...], str] = {}
 _DRAWERS: dict[tuple[str, str], types.ModuleType] = {}
 _ABSENT: dict[str, str | None] = {}  # why a room has no C++ kernels on the CPU
@@ -135,7 +136,7 @@ def choose(room: str, facts: Any, backend: str | None = None) -> str:
     """
     if torch.compiler.is_compiling():  # pure while compiling: no cache, no record
         check_name(backend)
-        return _first(room, facts, backend or _forced.get() or _FROM_ENVIRONMENT)
+        return _first(room, facts, backend or _compiled_forced or _FROM_ENVIRONMENT)
     forced = backend or _forced.get() or _FROM_ENVIRONMENT
     key = (room, facts, forced)
     name = _chosen.get(key)
@@ -152,17 +153,25 @@ def choose(room: str, facts: Any, backend: str | None = None) -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Forces one backend for all calls inside the ``with`` block (this thread or task only).
 
+    Calls inside functions that torch.compile compiled follow the block entered last in any thread, and
+    are compiled again when it changes.
+
     Raises:
         ValueError: no such backend.
         Unsupported: from a call inside that the backend cannot serve.
     """
     if name not in ORDER:
         raise ValueError(f"name: {name!r} is not one of {', '.join(ORDER)}")
-    token = _forced.set(name)
+    global _compiled_forced
+    compiling = torch.compiler.is_compiling()
+    before, _compiled_forced = _compiled_forced, name
+    token = None if compiling else _forced.set(name)
     try:
         yield
     finally:
-        _forced.reset(token)
+        _compiled_forced = before
+        if token is not None:
+            _forced.reset(token)
 
 
 @contextlib.contextmanager

@@ -28,11 +28,10 @@ class NoGrad {
 Tensor as_matrix(const Tensor& tensor, int64_t rows, int64_t columns, int64_t row_stride,
                  int64_t column_stride) {
   const int64_t sizes[2] = {rows, columns}, strides[2] = {row_stride, column_stride};
-  int64_t offset;
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor.get(), &offset));
+  // The offset counts from the tensor's own first element, not from its storage's.
   TORCH_ERROR_CODE_CHECK(
-      aoti_torch__reinterpret_tensor(tensor.get(), 2, sizes, strides, offset, &handle));
+      aoti_torch__reinterpret_tensor(tensor.get(), 2, sizes, strides, 0, &handle));
   return Tensor(handle);
 }
 

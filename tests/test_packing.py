@@ -47,7 +47,7 @@ def test_gradients_go_to_tokens_alone():
 
 
 def test_plain_padding_is_told_from_holes():
-    assert packing.is_plain_padding(_keep([2, 4], 4))
-    assert packing.is_plain_padding(_keep([2, 4], 4, "left"))
-    assert not packing.is_plain_padding(torch.tensor([[True, False, True]]))
-    assert not packing.is_plain_padding(torch.tensor([[True, False], [False, True]]))
+    assert packing.plain_padding(_keep([2, 4], 4))
+    assert packing.plain_padding(_keep([2, 4], 4, "left"))
+    assert not packing.plain_padding(torch.tensor([[True, False, True]]))
+    assert not packing.plain_padding(torch.tensor([[True, False], [False, True]]))

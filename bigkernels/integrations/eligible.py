@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from bigkernels.nn.layer_norm import LayerNorm
-
-_PLAIN = (nn.Linear, nn.LayerNorm, LayerNorm, nn.Dropout, nn.Embedding, nn.Identity)
+_PLAIN = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Embedding, nn.Identity)
 
 ACTIVATIONS = {
     "torch.nn.modules.activation.GELU": "gelu",

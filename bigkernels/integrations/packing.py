@@ -70,9 +70,10 @@ def pad(x: Tensor, plan: Plan) -> Tensor:
     return empty.index_copy(0, plan.indices, x).reshape(plan.batch, plan.length, *rest)
 
 
-def is_plain_padding(keep: Tensor) -> bool:
-    """Whether keep (B, L) bool pads every row on the right, or every row on the left.
-
-    Reads the mask: on a device it waits.
-    """
-    return bool((keep[:, :-1] >= keep[:, 1:]).all()) or bool((keep[:, :-1] <= keep[:, 1:]).all())
+def plain_padding(keep: Tensor) -> Tensor:
+    """Whether keep (B, L) bool pads every row on the right, or every row on the left; bool (), not read here."""
+    length = keep.shape[1]
+    place = torch.arange(length, device=keep.device)
+    tokens = keep.sum(1, keepdim=True)
+    right, left = keep == (place < tokens), keep == (place >= length - tokens)
+    return right.all() | left.all()

@@ -67,7 +67,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             return out, None
         weights = attention_weights(
             q, k, lse, call.mask, call.is_causal, key_lengths=call.key_lengths
-        ).to(out.dtype)
+        )
+        # The kernel rounds its scores elsewhere than these; dividing by the sum takes that error out.
+        weights = F.normalize(weights, p=1.0, dim=-1).to(out.dtype)
         weights = weights.mean(1) if average_attn_weights else weights
         return out, weights if batched else weights.squeeze(0)
 

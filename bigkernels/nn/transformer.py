@@ -327,7 +327,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         if causal if mask is None else not causal or mask.shape != (length, length):
             return None
         keep = ~ignore
-        return keep if packing.is_plain_padding(keep) and not bool(keep.all()) else None
+        return keep if bool(packing.plain_padding(keep)) and not bool(keep.all()) else None
 
     def _zero_padding(self, out: Tensor, ignore: Tensor | None, batch_first: bool) -> Tensor:
         """out with zeros in the rows of plain padding; the mask is not read, so this compiles."""
@@ -338,8 +338,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
             or ignore.dtype != torch.bool
         ):
             return out
-        after, before = ignore[:, 1:], ignore[:, :-1]
-        padding = ignore & ((after >= before).all() | (after <= before).all())
+        padding = ignore & packing.plain_padding(~ignore)
         return out.masked_fill((padding if batch_first else padding.T)[..., None], 0.0)
 
 

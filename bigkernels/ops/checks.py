@@ -77,6 +77,19 @@ def through_reference() -> bool:
     )
 
 
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """``function.apply(*arguments)``, where Dynamo can trace it: it refuses a tensor that is passed twice."""
+    if torch.compiler.is_compiling():
+        tensors: list[Tensor] = []
+        for at, value in enumerate(arguments):
+            if not isinstance(value, Tensor):
+                continue
+            if any(value is other for other in tensors):
+                arguments = (*arguments[:at], value.view_as(value), *arguments[at + 1 :])
+            tensors.append(value)
+    return function.apply(*arguments)
+
+
 def recomputing() -> bool:
     """Whether a backward must itself be differentiable, so that it goes through the reference."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()

@@ -151,7 +151,7 @@ def _run(
     if name == "reference" or checks.through_reference():
         return _reference(call.q, call.k, call.v, call.mask, flags)
     if facts.needs_grad:
-        return _Attention.apply(call.q, call.k, call.v, call.mask, *flags, name)  # type: ignore[no-untyped-call]
+        return checks.apply(_Attention, call.q, call.k, call.v, call.mask, *flags, name)
     return _OPS["attention_forward"][name](call.q, call.k, call.v, call.mask, *flags)
 
 

@@ -243,5 +243,5 @@ def feed_forward(
     if name == "reference" or checks.through_reference():
         return reference.feed_forward(*arguments)
     if facts.needs_grad:
-        return _FeedForward.apply(*arguments, 2 - recompute, name)  # type: ignore[no-any-return, no-untyped-call]
+        return checks.apply(_FeedForward, *arguments, 2 - recompute, name)  # type: ignore[no-any-return]
     return _OPS["ffn_forward"][name](*arguments, 0)[0]  # type: ignore[no-any-return]

@@ -230,7 +230,7 @@ def layer_norm(
     if name == "reference" or checks.through_reference():
         return reference.layer_norm(x, weight, bias, n, eps)
     if facts.needs_grad:
-        return _LayerNorm.apply(x, weight, bias, n, eps, name)  # type: ignore[no-any-return, no-untyped-call]
+        return checks.apply(_LayerNorm, x, weight, bias, n, eps, name)  # type: ignore[no-any-return]
     return _OPS["layer_norm_forward"][name](x, weight, bias, n, eps)[0]  # type: ignore[no-any-return]
 
 
@@ -355,9 +355,9 @@ def add_layer_norm(
         )
         return (out, total) if return_sum else out
     if facts.needs_grad:
-        out, total = _AddLayerNorm.apply(  # type: ignore[no-untyped-call]
-            x, residual, weight, bias, eps, x_bias, dropout_p, seed_, offset_, rows, name
-        )
+        out, total = checks.apply(
+            _AddLayerNorm, x, residual, weight, bias, eps, x_bias, dropout_p, seed_, offset_, rows, name
+        )  # fmt: skip
         return (out, total) if return_sum else out
     out, total, _, _ = _OPS["add_layer_norm_forward"][name](
         x, residual, weight, bias, eps, x_bias, dropout_p, seed_, offset_, rows, return_sum

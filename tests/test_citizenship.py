@@ -1,0 +1,334 @@
+"""The rest of torch finds what it expects: transforms, autocast, copies, export, checkpoints, processes."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from nn_problems import pair, random, scramble
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+import bigkernels as bk
+from bigkernels.testing import judge
+
+B, L, E, H, HIDDEN = 2, 5, 16, 2, 24
+
+
+def _encoder(**make: Any) -> bk.nn.TransformerEncoder:
+    layer = bk.nn.TransformerEncoderLayer(E, H, HIDDEN, batch_first=True, **make)
+    return scramble(bk.nn.TransformerEncoder(layer, 2, bk.nn.LayerNorm(E)))
+
+
+def _ignore(lengths: tuple[int, ...] = (L, 3)) -> Tensor:
+    return torch.arange(L) >= torch.tensor(lengths)[:, None]
+
+
+def _leaf(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return random(*shape, seed=seed, dtype=dtype).requires_grad_()
+
+
+def _qkv(*lead: int, queries: int = 3, keys: int = 4) -> list[Tensor]:
+    return [
+        _leaf(*lead, queries, 4, seed=0),
+        _leaf(*lead, keys, 4, seed=1),
+        _leaf(*lead, keys, 3, seed=2),
+    ]
+
+
+def _rows(*lead: int) -> list[Tensor]:
+    return [
+        _leaf(*lead, 6, seed=0),
+        _leaf(*lead, 6, seed=1),
+        *(_leaf(6, seed=2 + i) for i in range(3)),
+    ]
+
+
+def _ffn(*lead: int) -> list[Tensor]:
+    shapes = [(*lead, 3), (5, 3), (5,), (3, 5), (3,), (5, 3), (5,)]
+    return [_leaf(*shape, seed=i) for i, shape in enumerate(shapes)]
+
+
+_CU = torch.tensor([0, 3, 3, 5], dtype=torch.int32)
+_KEEP = torch.tensor([[True, False, True, True], [False] * 4, [True] * 4])
+
+# name, function of differentiable tensors, those tensors
+FUNCTIONS: list[tuple[str, Callable[..., Any], list[Tensor]]] = [
+    ("layer_norm", lambda x, r, w, b, xb: bk.layer_norm(x, 6, w, b), _rows(2, 3)),
+    (
+        "add_layer_norm",
+        lambda x, r, w, b, xb: bk.add_layer_norm(
+            x, r, w, b, x_bias=xb, dropout_p=0.3, seed=3, return_sum=True
+        ),
+        _rows(2, 3),
+    ),
+    (
+        "add_layer_norm without dropout",
+        lambda x, r, w, b, xb: bk.add_layer_norm(x, r, w, b, x_bias=xb),
+        _rows(2, 3),
+    ),
+    (
+        "attention",
+        lambda q, k, v: bk.scaled_dot_product_attention(q, k, v, _KEEP, return_lse=True)[0],
+        _qkv(2, 1),
+    ),
+    (
+        "attention with bias, dropout, lse",
+        lambda q, k, v, m: bk.scaled_dot_product_attention(
+            q, k, v, m, 0.3, True, seed=5, return_lse=True
+        ),
+        [*_qkv(2, 2), _leaf(2, 3, 4, seed=4)],
+    ),
+    (
+        "attention of lengths and groups",
+        lambda q, k, v: bk.scaled_dot_product_attention(
+            q, k, v, enable_gqa=True, key_lengths=torch.tensor([4, 2]), window=2
+        ),
+        [_leaf(2, 2, 3, 4, seed=0), _leaf(2, 1, 4, 4, seed=1), _leaf(2, 1, 4, 3, seed=2)],
+    ),
+    (
+        "varlen_attn",
+        lambda q, k, v: bk.varlen_attn(q, k, v, _CU, _CU, is_causal=True, dropout_p=0.3, seed=5),
+        [_leaf(5, 2, 4, seed=i) for i in range(3)],
+    ),
+    (
+        "attention_weights",
+        lambda q, k, v: bk.attention_weights(
+            q, k, bk.scaled_dot_product_attention(q, k, v, return_lse=True)[1]
+        ),
+        _qkv(1, 2),
+    ),
+    (
+        "feed_forward",
+        lambda x, w1, b1, w2, b2, wg, bg: bk.feed_forward(x, w1, b1, w2, b2, dropout_p=0.3, seed=5),
+        _ffn(2, 2),
+    ),
+    (
+        "gated feed_forward",
+        lambda x, w1, b1, w2, b2, wg, bg: bk.feed_forward(
+            x, w1, b1, w2, b2, "silu", weight_gate=wg, bias_gate=bg, recompute=2
+        ),
+        _ffn(2, 2),
+    ),
+]
+_FUNCTIONS = pytest.mark.parametrize(
+    ("function", "inputs"), [f[1:] for f in FUNCTIONS], ids=[f[0] for f in FUNCTIONS]
+)
+
+
+@_FUNCTIONS
+def test_gradients_and_forward_derivatives_are_exact(function, inputs):
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, fast_mode=True)
+
+
+@_FUNCTIONS
+def test_second_derivatives_are_exact(function, inputs):
+    assert torch.autograd.gradgradcheck(
+        function, inputs, check_fwd_over_rev=True, check_rev_over_rev=True, fast_mode=True
+    )
+
+
+@_FUNCTIONS
+def test_vmap_equals_a_loop(function, inputs):
+    batched = [torch.stack([x.detach(), x.detach() * 0.5 + 0.1]) for x in inputs]
+    expected = [function(*(x[at] for x in batched)) for at in range(2)]
+    got = torch.func.vmap(function)(*batched)
+    if isinstance(got, Tensor):
+        got, expected = (got,), [(e,) for e in expected]
+    for part, *singles in zip(got, *expected, strict=True):
+        torch.testing.assert_close(part, torch.stack(singles))
+
+
+@_FUNCTIONS
+def test_tensors_may_begin_anywhere_in_their_storage(function, inputs):
+    apart = [torch.stack([torch.full_like(x, torch.nan), x.detach()])[1] for x in inputs]
+    alone, got = function(*(x.detach() for x in inputs)), function(*apart)
+    torch.testing.assert_close(got, alone, rtol=0, atol=0)
+
+
+def test_transforms_compose_through_a_module():
+    """Per-sample gradients and a Hessian-vector product, as torch.func computes them for torch's module."""
+    ours, theirs = pair(
+        "TransformerEncoderLayer", E, H, HIDDEN, batch_first=True, activation="gelu"
+    )
+    x = random(3, L, E, seed=0, dtype=torch.float64)
+    found = []
+    for layer in (ours.double(), theirs.double()):
+        parameters = dict(layer.named_parameters())
+
+        def loss(p, sample, layer=layer):
+            return torch.func.functional_call(layer, p, (sample[None],)).square().sum()
+
+        tangent = {n: torch.ones_like(p) for n, p in parameters.items()}
+        total = torch.func.grad(lambda p, loss=loss: loss(p, x[0]))
+        with sdpa_kernel(SDPBackend.MATH):  # torch's fused attention has no forward derivative
+            each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+            product = torch.func.jvp(total, (parameters,), (tangent,))[1]
+        found.append((each, product))
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_autocast_gives_torchs_dtypes_and_values(norm_first):
+    ours, theirs = pair(
+        "TransformerEncoderLayer", E, H, HIDDEN, batch_first=True, norm_first=norm_first
+    )
+    x, ignore = random(B, L, E, seed=0), _ignore()
+    kept = (~ignore)[..., None]
+    truth = copy.deepcopy(theirs).double()(x.double(), src_key_padding_mask=ignore) * kept
+    with torch.autocast("cpu", torch.bfloat16):
+        got = ours(x, src_key_padding_mask=ignore) * kept
+        peer = theirs(x, src_key_padding_mask=ignore) * kept
+    assert got.dtype == peer.dtype
+    verdict = judge(
+        got.bfloat16(), truth, [peer.bfloat16()]
+    )  # float32, but no better than its products
+    assert verdict, verdict.reason
+    got.float().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in ours.parameters())
+
+
+def test_autocast_dtypes_of_functions_are_torchs():
+    x, w = random(2, 2, L, 8, seed=0), random(8, 8, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bk.scaled_dot_product_attention(x, x, x).dtype == torch.bfloat16
+        assert bk.feed_forward(x, w, None, w, None).dtype == torch.bfloat16
+        assert bk.layer_norm(x, 8).dtype == torch.float32
+        assert bk.layer_norm(x.bfloat16(), 8).dtype == torch.bfloat16
+        assert bk.add_layer_norm(x.bfloat16(), x, None, None).dtype == torch.float32
+        assert bk.scaled_dot_product_attention(*[x.double()] * 3).dtype == torch.float64
+
+
+def _x() -> Tensor:
+    return random(B, L, E, seed=0)
+
+
+MODULES: list[tuple[str, Callable[[], nn.Module], Callable[[nn.Module], Tensor]]] = [
+    ("LayerNorm", lambda: bk.nn.LayerNorm(E), lambda m: m(_x())),
+    ("MultiheadAttention", lambda: bk.nn.MultiheadAttention(E, H, 0.3), lambda m: m(*[_x()] * 3)[0]),
+    ("FeedForward", lambda: bk.nn.FeedForward(E, HIDDEN, gated=True), lambda m: m(_x())),
+    ("TransformerEncoderLayer", lambda: bk.nn.TransformerEncoderLayer(E, H, HIDDEN), lambda m: m(_x())),
+    ("TransformerEncoder", _encoder, lambda m: m(_x(), src_key_padding_mask=_ignore())),
+]  # fmt: skip
+_MODULES = pytest.mark.parametrize(
+    ("make", "run"), [m[1:] for m in MODULES], ids=[m[0] for m in MODULES]
+)
+
+
+def _saved(module: nn.Module) -> nn.Module:
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+def _loaded(module: nn.Module) -> nn.Module:
+    fresh = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.zero_()
+    fresh.load_state_dict(module.state_dict(), strict=True, assign=True)
+    return fresh
+
+
+@_MODULES
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), _saved, _loaded],
+    ids=["deepcopy", "pickle", "save", "load_state_dict"],
+)  # fmt: skip
+def test_copies_compute_the_same_bits(make, run, copied):
+    module = make()
+    run(module).sum().backward()  # whatever a call leaves behind must not get in the way
+    twin = copied(module)
+    assert type(twin) is type(module)
+    for training in (False, True):
+        torch.manual_seed(1)
+        expected = run(module.train(training))
+        torch.manual_seed(1)
+        assert torch.equal(run(twin.train(training)), expected)
+
+
+@_MODULES
+def test_inference_mode_and_no_grad_compute_the_same_bits(make, run):
+    module = make().eval()
+    expected = run(module)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(run(module), expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_checkpointing_with_dropout_gives_the_same_gradients(norm_first, reentrant):
+    ours = _encoder(dropout=0.3, norm_first=norm_first).train()
+    found = []
+    for checkpointed in (False, True):
+        x = random(B, L, E, seed=0).requires_grad_()
+        torch.manual_seed(7)
+        hidden = x
+        for layer in ours.layers:
+            if checkpointed:
+                hidden = checkpoint(layer, hidden, None, _ignore(), use_reentrant=reentrant)
+            else:
+                hidden = layer(hidden, None, _ignore())
+        ours.zero_grad()
+        hidden.square().sum().backward()
+        found.append([x.grad, *(p.grad.clone() for p in ours.layers.parameters())])
+    for plain, again in zip(*found, strict=True):
+        assert torch.equal(plain, again)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_export_with_dynamic_shapes_runs_at_other_shapes(norm_first):
+    ours = _encoder(norm_first=norm_first).eval()
+    batch, length = (
+        torch.export.Dim("batch", min=2, max=64),
+        torch.export.Dim("length", min=2, max=512),
+    )
+    x, ignore = random(3, 7, E, seed=0), torch.arange(7) >= torch.tensor([[7], [4], [2]])
+    program = torch.export.export(
+        ours, (x,), {"src_key_padding_mask": ignore},
+        dynamic_shapes={"src": {0: batch, 1: length}, "src_key_padding_mask": {0: batch, 1: length}},
+    )  # fmt: skip
+    for at in ((3, 7), (2, 5), (6, 11)):
+        x = random(*at, E, seed=1)
+        ignore = torch.arange(at[1]) >= torch.randint(1, at[1] + 1, (at[0], 1))
+        torch.testing.assert_close(
+            program.module()(x, src_key_padding_mask=ignore), ours(x, src_key_padding_mask=ignore)
+        )
+
+
+def _train_on_half(rank: int, world: int, address: str, results: Any) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(_encoder(dropout=0.0))
+        x = random(2 * B, L, E, seed=0)[rank * B : (rank + 1) * B]
+        wrapped(x, src_key_padding_mask=_ignore()).square().sum().backward()
+        results.put((rank, [p.grad.numpy() for p in wrapped.parameters()]))
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_processes_average_their_gradients(tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    workers = torch.multiprocessing.spawn(
+        _train_on_half, (2, f"file://{tmp_path}/meeting", results), nprocs=2, join=False
+    )
+    found = dict(results.get() for _ in range(2))
+    while not workers.join():
+        pass
+    ours = _encoder(dropout=0.0)
+    out = ours(random(2 * B, L, E, seed=0), src_key_padding_mask=_ignore().repeat(2, 1))
+    (out.square().sum() / 2).backward()
+    for first, second, alone in zip(found[0], found[1], ours.parameters(), strict=True):
+        assert (first == second).all()
+        torch.testing.assert_close(torch.from_numpy(first), alone.grad)
