@@ -28,8 +28,9 @@ __all__ = [
 
 _LAZY_MODULES = ("integrations", "models", "nn", "testing", "training")
 _LAZY_FUNCTIONS = {
-    "accelerate": "bigkernels.integrations",
-    "verify": "bigkernels.integrations",
+    "accelerate": "bigkernels.integrations.accelerate",
+    "restore": "bigkernels.integrations.accelerate",
+    "verify": "bigkernels.integrations.verify",
 }
 
 

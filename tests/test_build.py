@@ -31,6 +31,7 @@ KERNELS = {
     "ffn_backward": r"FfnBackward<float, \(bigkernels::FfnActivation\)0",
     "attention_product": r"multiply_tile<.*::Vec, \d>",
     "attention_softmax": r"softmax_step<.*::Vec>",
+    "attention_softmax_gradient": r"softmax_gradient<.*::Vec>",
 }
 # Prints a digest of what layer_norm's kernels make of exactly representable numbers, so that only they
 # can differ; fails where they do not serve the call.

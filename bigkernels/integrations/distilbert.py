@@ -53,7 +53,9 @@ def _block_forward(
     **kwargs: Any,
 ) -> Any:
     masked = attention_mask is not None and attention_mask.dim() != 4
-    if masked or kwargs.get("output_attentions") or _block_refuse(block) is not None:
+    # With a plan the backbone has just asked.
+    refused = bigkernels_plan is None and _block_refuse(block) is not None
+    if masked or kwargs.get("output_attentions") or refused:
         return stock(block, hidden_states, attention_mask, **kwargs)
     plan, training = bigkernels_plan, block.training
     rows = None if plan is None else plan.rows
@@ -118,5 +120,5 @@ def _embeddings_forward(
     return drop(out, rate(embeddings.dropout, embeddings.training), bigkernels_plan.rows)
 
 
-BLOCK = Role(_block_forward, _block_refuse, _BLOCK, layer=True)
-EMBEDDINGS = Role(_embeddings_forward, _embeddings_refuse, _EMBEDDINGS)
+BLOCK = Role(_block_forward, _block_refuse, layer=True)
+EMBEDDINGS = Role(_embeddings_forward, _embeddings_refuse)

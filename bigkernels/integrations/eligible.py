@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-_PLAIN = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Embedding, nn.Identity)
+from bigkernels.nn.layer_norm import LayerNorm
+
+_PLAIN = (nn.Linear, nn.LayerNorm, LayerNorm, nn.Dropout, nn.Embedding, nn.Identity)
 
 ACTIVATIONS = {
     "torch.nn.modules.activation.GELU": "gelu",

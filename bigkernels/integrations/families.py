@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bigkernels.integrations import backbone, bert, distilbert
+from bigkernels.integrations import backbone, bert, distilbert, torch_nn
 from bigkernels.integrations.twins import Role
 
 _MODELS = "transformers.models"
@@ -27,6 +27,7 @@ FAMILIES: dict[str, dict[str, Role]] = {
         f"{_MODELS}.distilbert.modeling_distilbert.Embeddings": distilbert.EMBEDDINGS,
         f"{_MODELS}.distilbert.modeling_distilbert.TransformerBlock": distilbert.BLOCK,
     },
+    "torch.nn": torch_nn.ROLES,
 }
 """Families by name; each maps a stock class's qualified name to its role. MiniLM, SentenceTransformer and
 CrossEncoder models are made of these classes."""

@@ -1,4 +1,4 @@
-"""Twin classes: a stock module's class with another ``forward``, put in place by ``module.__class__ = twin``.
+"""What takes a stock class's place by ``module.__class__ = ...``: a twin with another forward, or a drop-in module.
 
 A twin has the stock class's name and printed form, so that configurations, checkpoints and libraries that look
 classes up by name see no difference; it pickles by reference to this module.
@@ -18,15 +18,14 @@ class Role(NamedTuple):
     """How one stock class is replaced.
 
     Attributes:
-        forward: ``forward(stock_forward, self, *args, **kwargs)``.
+        forward: ``forward(stock_forward, self, *args, **kwargs)`` of a twin, or the class of ``bigkernels.nn`` that
+            stands in.
         refuse: why a given module cannot be replaced, or None.
-        absorbs: names of the child modules whose work the new forward does itself.
         layer: whether it is a whole layer, hidden states in and out, which ``verify`` checks on its own.
     """
 
-    forward: Callable[..., Any]
+    forward: Callable[..., Any] | type[nn.Module]
     refuse: Callable[[nn.Module], str | None]
-    absorbs: tuple[str, ...]
     layer: bool = False
 
 
@@ -40,43 +39,39 @@ class _TwinType(type):
 
 
 _PREFIX = "twin_of"
+_fused: dict[type[nn.Module], type[nn.Module]] = {}
+_stock: dict[type[nn.Module], type[nn.Module]] = {}
+_roles: dict[type[nn.Module], Role] = {}
 
 
-_twins: dict[type[nn.Module], type[nn.Module]] = {}
+def fused_class(stock: type[nn.Module], role: Role) -> type[nn.Module]:
+    """The class that takes the place of ``stock``."""
+    if stock not in _fused:
+        made = role.forward if isinstance(role.forward, type) else _twin(stock, role.forward)
+        _fused[stock], _stock[made], _roles[made] = made, stock, role
+    return _fused[stock]
 
 
-def twin(stock: type[nn.Module], role: Role) -> type[nn.Module]:
-    """The twin of ``stock`` whose forward is the role's."""
-    if stock in _twins:
-        return _twins[stock]
+def _twin(stock: type[nn.Module], new_forward: Callable[..., Any]) -> type[nn.Module]:
     stock_forward = stock.forward
 
     @functools.wraps(stock_forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return role.forward(stock_forward, self, *args, **kwargs)
+        return new_forward(stock_forward, self, *args, **kwargs)
 
     name = f"{_PREFIX}:{stock.__module__}:{stock.__qualname__}".replace(".", "|")
-    body = {
-        "forward": forward,
-        "stock": stock,
-        "role": role,
-        "__module__": __name__,
-        "__qualname__": name,
-    }
-    made: type[nn.Module] = _TwinType(stock.__name__, (stock,), body)  # type: ignore[assignment]
-    _twins[stock] = made
-    return made
+    body = {"forward": forward, "stock": stock, "__module__": __name__, "__qualname__": name}
+    return _TwinType(stock.__name__, (stock,), body)  # type: ignore[return-value]
 
 
-def is_twin(module: nn.Module) -> bool:
-    """Whether the module's class is a twin."""
-    return isinstance(type(module), _TwinType)
+def role_of(module: nn.Module) -> Role | None:
+    """The role the module's class plays in place of a stock class, or None if it is not one of ours."""
+    return _roles.get(type(module))
 
 
 def stock_class(module: nn.Module) -> type[nn.Module]:
-    """The class a twin stands for, or the module's own class."""
-    cls: type = type(module)
-    return cls.stock if isinstance(cls, _TwinType) else cls
+    """The stock class in whose place the module's class is, or the module's own class."""
+    return _stock.get(type(module), type(module))
 
 
 def qualified_name(cls: type) -> str:
@@ -91,4 +86,4 @@ def __getattr__(name: str) -> Any:  # unpickling asks for a twin by its qualifie
 
     _, module, qualname = name.replace("|", ".").split(":")
     stock = getattr(importlib.import_module(module), qualname)
-    return twin(stock, families.ROLES[f"{module}.{qualname}"])
+    return fused_class(stock, families.ROLES[f"{module}.{qualname}"])

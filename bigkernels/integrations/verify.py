@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bigkernels.integrations import packing
 from bigkernels.integrations.accelerate import accelerate
 from bigkernels.integrations.packing import Plan
-from bigkernels.integrations.twins import is_twin, stock_class
+from bigkernels.integrations.twins import role_of, stock_class
 from bigkernels.testing import oracle
 
 
@@ -97,21 +97,22 @@ def verify(model: nn.Module, batch: Mapping[str, Any]) -> Verification:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(batch, Mapping):
         raise TypeError(f"batch: expected a mapping of arguments, got {type(batch).__name__}")
-    if not any(is_twin(m) for m in model.modules()):
+    if not any(role_of(m) for m in model.modules()):
         with accelerate(model):
-            if not any(is_twin(m) for m in model.modules()):
+            if not any(role_of(m) for m in model.modules()):
                 return Verification((), ())
             return verify(model, batch)
-    with _evaluating(model), torch.no_grad():
+    with _evaluating(model), torch.no_grad(), _no_fast_path():
         fused = _tensors(_call(model, batch))
         path = _paths(model)
         exact = copy.deepcopy(model)
         _to_stock(exact)
         exact.double()
         truth = _tensors(_call(exact, batch, torch.float64))
-        keep = batch.get("attention_mask")
-        with _as_stock(model) as twins:
-            layers = _Layers(model, exact, twins, keep, packed="packed" in path)
+        keep = _keep(batch)
+        wholes = [m for m in model.modules() if (role := role_of(m)) is not None and role.layer]
+        with _as_stock(model) as fused_classes:
+            layers = _Layers(model, exact, wholes, fused_classes, keep, packed="packed" in path)
             with layers.watching():
                 stock = _tensors(_call(model, batch))
         ends = [
@@ -123,12 +124,36 @@ def verify(model: nn.Module, batch: Mapping[str, Any]) -> Verification:
 
 
 def _judge(name: str, got: Tensor, truth: Tensor, peer: Tensor, keep: Tensor | None) -> Check:
-    if keep is not None and keep.dim() == 2 and got.dim() >= 2 and got.shape[:2] == keep.shape:
-        real = keep.bool()  # padded positions hold zeros here and leftovers in stock
-        got, truth, peer = got[real], truth[real], peer[real]
+    for real in () if keep is None else (keep, keep.T):
+        if got.shape[:2] == real.shape == truth.shape[:2]:
+            # Padded positions hold zeros here and leftovers in stock.
+            got, truth, peer = got[real], truth[real], peer[real]
+            break
     verdict = oracle.judge(got, truth, [peer])
     difference = float((got.double() - peer.double()).abs().max()) if got.numel() else 0.0
     return Check(name, verdict.error, verdict.bound, difference, verdict.reason)
+
+
+def _keep(batch: Mapping[str, Any]) -> Tensor | None:
+    """The real tokens (B, L) of a batch by its padding mask, or None."""
+    mask = batch.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return mask != 0
+    ignore = batch.get("src_key_padding_mask")
+    if isinstance(ignore, Tensor) and ignore.dim() == 2 and ignore.dtype == torch.bool:
+        return ~ignore
+    return None
+
+
+@contextlib.contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Without torch's fast path, which hides the layers and has nested tensors between them."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _tensors(output: Any) -> dict[str, Tensor]:
@@ -165,7 +190,7 @@ def _paths(model: nn.Module) -> tuple[str, ...]:
 
     found = []
     for name, module in model.named_modules():
-        if is_twin(module) and type(module).role is backbone.BACKBONE:
+        if role_of(module) is backbone.BACKBONE:
             why = backbone.why_padded(module)
             found.append("packed" if why is None else f"{name or 'the model'} ran padded: {why}")
     return tuple(found) or ("no backbone",)
@@ -183,7 +208,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _to_stock(model: nn.Module) -> list[tuple[nn.Module, type[nn.Module]]]:
-    twins = [(m, type(m)) for m in model.modules() if is_twin(m)]
+    twins = [(m, type(m)) for m in model.modules() if role_of(m)]
     for module, _ in twins:
         module.__class__ = stock_class(module)
     return twins
@@ -206,18 +231,16 @@ class _Layers:
         self,
         model: nn.Module,
         exact: nn.Module,
-        twins: Mapping[nn.Module, type[nn.Module]],
+        wholes: list[nn.Module],
+        fused: Mapping[nn.Module, type[nn.Module]],
         keep: Tensor | None,
         packed: bool,
     ) -> None:
         self.checks: list[Check] = []
-        self._twins, self._packed, self._keep = twins, packed, keep
+        self._fused, self._packed, self._keep = fused, packed, keep
+        names = {module: name for name, module in model.named_modules()}
         doubles = dict(exact.named_modules())
-        self._layers = {
-            module: (name, doubles[name])
-            for name, module in model.named_modules()
-            if module in twins and twins[module].role.layer  # type: ignore[attr-defined]
-        }
+        self._layers = {module: (names[module], doubles[names[module]]) for module in wholes}
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -230,26 +253,34 @@ class _Layers:
 
     def _check(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         name, double = self._layers[module]
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = args[0] if args else next(iter(kwargs.values()))
         peer = output[0] if isinstance(output, tuple) else output
         exact_args, exact_kwargs = _doubled((args, kwargs))
         truth = double(*exact_args, **exact_kwargs)
         truth = truth[0] if isinstance(truth, tuple) else truth
-        stock = type(module)
-        hooks, module._forward_hooks = module._forward_hooks, type(module._forward_hooks)()
-        module.__class__ = self._twins[module]
-        try:
+        with self._fused_again(module):
             plan = self._plan(hidden)
             if plan is None:
                 got = module(*args, **kwargs)
             else:
                 got = module(packing.unpad(hidden, plan)[None], bigkernels_plan=plan)
                 got = packing.pad(got[0], plan)
-        finally:
-            module.__class__ = stock
-            module._forward_hooks = hooks
         got = got[0] if isinstance(got, tuple) else got
         self.checks.append(_judge(name, got, truth, peer, self._keep))
+
+    @contextlib.contextmanager
+    def _fused_again(self, layer: nn.Module) -> Iterator[None]:
+        """The layer and all inside it as accelerated, without the hook that is running."""
+        inside = [(m, type(m)) for m in layer.modules() if m in self._fused]
+        hooks, layer._forward_hooks = layer._forward_hooks, type(layer._forward_hooks)()
+        for module, _ in inside:
+            module.__class__ = self._fused[module]
+        try:
+            yield
+        finally:
+            for module, stock in inside:
+                module.__class__ = stock
+            layer._forward_hooks = hooks
 
     def _plan(self, hidden: Tensor) -> Plan | None:
         if not self._packed:

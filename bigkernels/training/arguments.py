@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import sys
 from typing import Any, Literal
 
 import torch
@@ -128,6 +129,7 @@ def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArgum
     parser = HfArgumentParser(kinds, prog="bigkernels finetune")
     parser.set_defaults(task_name=task, **RECIPES.get(task or "", {}))
     parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available())
+    parser.set_defaults(disable_tqdm=not sys.stderr.isatty())
     if importlib.util.find_spec("tensorboard") is not None:
         parser.set_defaults(report_to=["tensorboard"])
     if task is not None and task not in TASKS:

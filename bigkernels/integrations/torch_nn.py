@@ -1,0 +1,30 @@
+"""torch.nn's own Transformer modules: bigkernels.nn's take their place."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bigkernels import nn as ours
+from bigkernels.integrations import eligible
+from bigkernels.integrations.twins import Role
+
+
+def _refuse(module: nn.Module) -> str | None:
+    for name, parameter in module.named_parameters():
+        if type(parameter) is not nn.Parameter:
+            return f"{name} is a {type(parameter).__name__}, not a plain Parameter"
+    return None
+
+
+def _refuse_norm(norm: nn.Module) -> str | None:
+    return "it has hooks" if eligible.hooked(norm) else _refuse(norm)
+
+
+ROLES = {
+    "torch.nn.modules.normalization.LayerNorm": Role(ours.LayerNorm, _refuse_norm),
+    "torch.nn.modules.activation.MultiheadAttention": Role(ours.MultiheadAttention, _refuse),
+    "torch.nn.modules.transformer.TransformerEncoderLayer": Role(
+        ours.TransformerEncoderLayer, _refuse, layer=True
+    ),
+    "torch.nn.modules.transformer.TransformerEncoder": Role(ours.TransformerEncoder, _refuse),
+}
