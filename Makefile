@@ -45,6 +45,19 @@ test-isa: build
 test-abi: build .venv-abi/.ready
 	.venv-abi/bin/python -m pytest -q $(ARGS)
 
+# The CPU kernels without torch, built once more with a sanitizer: $(1) its checks, $(2) its library.
+define SANITIZED
+CXXFLAGS="-fsanitize=$(1) -fno-sanitize-recover=all -O1 -g1" LDFLAGS="-fsanitize=$(1)" \
+  $(RUN) setup.py -q build_native --build-temp build/$(2) --build-lib build/$(2)/lib
+ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$(g++ -print-file-name=lib$(2).so) \
+  PYTHONPATH=build/$(2)/lib/bigkernels $(RUN) -m pytest -q -s --noconftest tests/test_native*.py
+endef
+comma := ,
+
+sanitize: $(READY)
+	$(call SANITIZED,address$(comma)undefined,asan)
+	$(call SANITIZED,thread,tsan)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
