@@ -2,49 +2,15 @@
 #include <tuple>
 
 #include "isa/table.h"
-#include "tensors.h"
+#include "layer_norm_arguments.h"
 
 namespace bigkernels {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
-// A vector of parameters, kept alive for the call.
-struct Parameter {
-  std::optional<Tensor> tensor;
-  ParameterRow row;
-
-  Parameter(const OptionalTensor& given, const char* name, int64_t columns, DType dtype)
-      : row{nullptr, statistics_dtype(dtype)} {
-    if (!given.has_value()) return;
-    tensor = dense(*given);
-    row = {tensor->const_data_ptr(), dtype_of(*tensor)};
-    STD_TORCH_CHECK(tensor->numel() == columns, name, ": ", tensor->numel(), " elements, expected ",
-                    columns);
-    STD_TORCH_CHECK(row.dtype == dtype || row.dtype == DType::kFloat32, name,
-                    ": expected the dtype of x or float32");
-  }
-};
-
-void check_rows(const Tensor& x, int64_t columns) {
-  STD_TORCH_CHECK(columns > 0 && x.numel() % columns == 0, "layer_norm: ", x.numel(),
-                  " elements are not rows of ", columns);
-}
-
-// The same number of elements and dtype as `like`: what the kernels read without looking.
-void check_like(const Tensor& tensor, const char* name, const Tensor& like) {
-  STD_TORCH_CHECK(tensor.numel() == like.numel() && tensor.scalar_type() == like.scalar_type(),
-                  name, ": expected the shape and dtype of x");
-}
-
-struct Forward {
-  Tensor out, sum, mean, rstd;
-};
-
 // What layer_norm and add_layer_norm have in common; `params` brings the rest.
-Forward run_forward(const Tensor& x, int64_t columns, LayerNormForwardParams params,
-                    const OptionalTensor& weight, const OptionalTensor& bias, double eps,
-                    bool save_sum) {
+LayerNormForwardResult run_forward(const Tensor& x, int64_t columns, LayerNormForwardParams params,
+                                   const OptionalTensor& weight, const OptionalTensor& bias,
+                                   double eps, bool save_sum) {
   params.dtype = dtype_of(x);
   params.columns = columns;
   params.row_count = x.numel() / columns;
@@ -80,7 +46,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_forward(const Tensor& x, const Opt
   params.x = rows.data();
   params.x_stride = rows.stride;
   params.dropout = kNoDropout;
-  const Forward result = run_forward(x, n, params, weight, bias, eps, false);
+  const LayerNormForwardResult result = run_forward(x, n, params, weight, bias, eps, false);
   return {result.out, result.mean, result.rstd};
 }
 
@@ -102,35 +68,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_forward(
   params.residual_stride = residual_rows.stride;
   params.x_bias = x_bias_row.row;
   params.dropout = at.dropout;
-  const Forward result = run_forward(x, n, params, weight, bias, eps, save_sum);
+  const LayerNormForwardResult result = run_forward(x, n, params, weight, bias, eps, save_sum);
   return {result.out, result.sum, result.mean, result.rstd};
 }
 
-struct Needs {
-  bool dx, dx_dropped, dweight, dbias, dx_bias;
-};
-
-struct Backward {
-  Tensor dx, dx_dropped, dweight, dbias, dx_bias;
-};
-
-Tensor parameter_gradient(const Tensor& x, bool needed, int64_t columns, ScalarType dtype,
-                          void** data) {
-  const Tensor result = empty(x, {needed ? columns : 0}, dtype);
-  *data = needed ? result.mutable_data_ptr() : nullptr;
-  return result;
-}
-
-Tensor input_gradient(const Tensor& x, bool needed, void** data) {
-  if (!needed) return no_output(x, x.scalar_type());
-  const Tensor result = empty(x, sizes_of(x), x.scalar_type());
-  *data = result.mutable_data_ptr();
-  return result;
-}
-
-Backward run_backward(const Tensor& dout, const OptionalTensor& dsum, const Tensor& x,
-                      const Tensor& mean, const Tensor& rstd, const OptionalTensor& weight,
-                      int64_t columns, const RowDropout& dropout, const Needs& needs) {
+LayerNormBackwardResult run_backward(const Tensor& dout, const OptionalTensor& dsum,
+                                     const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                                     const OptionalTensor& weight, int64_t columns,
+                                     const RowDropout& dropout, const LayerNormNeeds& needs) {
   check_rows(x, columns);
   check_like(dout, "dout", x);
   if (dsum.has_value()) check_like(*dsum, "dsum", x);
@@ -147,11 +92,12 @@ Backward run_backward(const Tensor& dout, const OptionalTensor& dsum, const Tens
                   "mean, rstd: expected (", params.row_count, ",) of the statistics dtype");
   const Tensor mean_row = dense(mean), rstd_row = dense(rstd);
   const Parameter weight_row(weight, "weight", columns, params.dtype);
-  Backward result = {input_gradient(x, needs.dx, &params.dx),
-                     input_gradient(x, needs.dx_dropped, &params.dx_dropped),
-                     parameter_gradient(x, needs.dweight, columns, stat, &params.dweight),
-                     parameter_gradient(x, needs.dbias, columns, stat, &params.dbias),
-                     parameter_gradient(x, needs.dx_bias, columns, stat, &params.dx_bias)};
+  LayerNormBackwardResult result = {
+      input_gradient(x, needs.dx, &params.dx),
+      input_gradient(x, needs.dx_dropped, &params.dx_dropped),
+      parameter_gradient(x, needs.dweight, columns, stat, &params.dweight),
+      parameter_gradient(x, needs.dbias, columns, stat, &params.dbias),
+      parameter_gradient(x, needs.dx_bias, columns, stat, &params.dx_bias)};
   params.x = x_rows.data();
   params.x_stride = x_rows.stride;
   params.dout = dout_rows.data();
@@ -173,8 +119,9 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dout, const
                                                        const OptionalTensor& weight, int64_t n,
                                                        bool need_dx, bool need_dweight,
                                                        bool need_dbias) {
-  const Backward result = run_backward(dout, std::nullopt, x, mean, rstd, weight, n, kNoDropout,
-                                       {need_dx, false, need_dweight, need_dbias, false});
+  const LayerNormBackwardResult result =
+      run_backward(dout, std::nullopt, x, mean, rstd, weight, n, kNoDropout,
+                   {need_dx, false, need_dweight, need_dbias, false});
   return {result.dx, result.dweight, result.dbias};
 }
 
@@ -186,7 +133,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> add_layer_norm_backward(
   const int64_t n = sum.dim() > 0 ? sum.sizes()[sum.dim() - 1] : 0;
   check_rows(sum, n);
   const Positions at(sum, sum.numel() / n, dropout_p, seed, offset, positions);
-  const Backward result =
+  const LayerNormBackwardResult result =
       run_backward(dout, dsum, sum, mean, rstd, weight, n, at.dropout,
                    {true, need_dx && dropout_p > 0.0, need_dweight, need_dbias, need_dx_bias});
   return {result.dx, result.dx_dropped, result.dweight, result.dbias, result.dx_bias};
