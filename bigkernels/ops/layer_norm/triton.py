@@ -8,8 +8,11 @@ which its interpreter rounds wrong.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 import os
+import pathlib
+import re
 from typing import NamedTuple
 
 import torch
@@ -33,20 +36,25 @@ INTERPRETED_PROGRAMS = 3
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@functools.cache
 def _missing() -> str | None:
-    """Why the kernels cannot be imported here, or None."""
-    try:
-        import triton
-    except ImportError:
+    """Why the kernels cannot be imported here, or None; triton itself stays out of `import bigkernels`."""
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
         return "triton is not installed"
-    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6):
-        return f"triton {triton.__version__} is older than 3.6"
+    text = pathlib.Path(spec.origin).read_text()
+    version = re.search(r"__version__ = ['\"](\d+)\.(\d+)", text)
+    if version is None or (int(version[1]), int(version[2])) < (3, 6):
+        return "triton is older than 3.6"
     return None
+
+
+_MISSING = _missing()
 
 
 def limits(facts: Facts) -> tuple[str, ...]:
     """Why these kernels do not take a call; empty if they do."""
+    if _MISSING is not None:
+        return (_MISSING,)
     reasons = []
     if facts.device == "cpu" and not INTERPRETED:
         reasons.append("device cpu needs TRITON_INTERPRET=1")
@@ -56,8 +64,6 @@ def limits(facts: Facts) -> tuple[str, ...]:
         reasons.append(f"dtype {facts.dtype} not in float32, bfloat16, float16")
     if not 1 <= facts.n <= MAX_COLUMNS:
         reasons.append(f"n {facts.n} not in 1..{MAX_COLUMNS}")
-    if not reasons and (missing := _missing()):
-        reasons.append(missing)
     return tuple(reasons)
 
 
