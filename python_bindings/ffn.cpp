@@ -206,9 +206,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ffn_forward(
   kernels().ffn.forward(params);
   const Tensor out = call.empty_of(call.out);
   multiply(matrix_of(out, call.out), matrix_of(hidden, call.hidden), transposed(weight2), bias2);
-  const Tensor none = call.nothing();
-  return {out, save > 0 ? products.pre : none, save > 0 ? products.gate : none,
-          save > 1 ? hidden : none};
+  // Results may not share memory, empty ones neither.
+  return {out, save > 0 ? products.pre : call.nothing(), save > 0 ? products.gate : call.nothing(),
+          save > 1 ? hidden : call.nothing()};
 }
 
 struct Needs {

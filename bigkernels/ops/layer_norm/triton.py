@@ -261,8 +261,11 @@ def _backward(
                 _launch_backward(*inputs, [*rows, None, None, partials[2]], programs)
                 _launch_backward(*inputs, [None, None, *partials[:2], None], programs)
             sums = _column_sums(partials, n)
-    empty = [total.new_empty(0)] * 2 + [mean.new_empty(0)] * 3
-    return tuple(e if g is None else g for g, e in zip([*rows, *sums], empty, strict=True))
+    # Results may not share memory, empty ones neither.
+    likes = (total, total, mean, mean, mean)
+    return tuple(
+        like.new_empty(0) if g is None else g for g, like in zip([*rows, *sums], likes, strict=True)
+    )
 
 
 def layer_norm_backward(
