@@ -17,9 +17,13 @@ struct GradientWork {
   bool dq, dkv;
 };
 
+// dk and dv of the keys of one unit of work: in scratch, in whole vectors, or the result's own
+// rows.
 template <class V>
-struct KeySums {  // (keys, D) and (keys, Dv) in whole vectors
+struct KeySums {
   typename V::Scalar *dk, *dv;
+  int64_t dk_row, dv_row;
+  const typename V::Scalar* carry;  // null where only one panel adds
 };
 
 // All products of one panel with one block of keys.
@@ -31,16 +35,17 @@ void backward_block(const AttentionCall& call, const Sequence& s, int64_t head,
   const int64_t width = panel->width, keys = block.keys.end - block.keys.begin;
   if (work.dq) {
     multiply<V>({block.k.data, 1, block.k.stride, room.dscores, width, panel->dquery, width,
-                 room.ones, call.dim, keys, width / V::kLanes});
+                 panel->started ? room.ones : nullptr, call.dim, keys, width / V::kLanes});
+    panel->started = true;
   }
   if (!work.dkv) return;
   const int64_t queries = panel->queries.end - panel->queries.begin;
   const int64_t dim = round_up(call.dim, V::kLanes), dim_v = round_up(call.dim_v, V::kLanes);
   const int64_t at = block.keys.begin - work.keys.begin;
-  multiply<V>({room.weights, width, 1, panel->dout_rows, dim_v, sums.dv + at * dim_v, dim_v,
-               room.ones, keys, queries, dim_v / V::kLanes});
-  multiply<V>({room.dscores, width, 1, panel->query_rows, dim, sums.dk + at * dim, dim, room.ones,
-               keys, queries, dim / V::kLanes});
+  multiply<V>({room.weights, width, 1, panel->dout_rows, dim_v, sums.dv + at * sums.dv_row,
+               sums.dv_row, sums.carry, keys, queries, dim_v / V::kLanes});
+  multiply<V>({room.dscores, width, 1, panel->query_rows, dim, sums.dk + at * sums.dk_row,
+               sums.dk_row, sums.carry, keys, queries, dim / V::kLanes});
 }
 
 // A few panels of one head, which share the copies of keys and values. Returns the first query
@@ -55,8 +60,8 @@ int64_t backward_panels(const AttentionCall& call, const AttentionGradients& gra
   for (; begin < work.queries.end && panels < kGradientPanels; ++panels) {
     GradientPanel<V>& panel = room->panels[panels];
     panel.queries = {begin, min_int(work.queries.end, begin + kPanelVectors * V::kLanes)};
-    begin_gradient_panel<V, T>(call, gradients, s, head, on, &panel);
-    if (work.dq) fill<V>(panel.dquery, call.dim * panel.width, 0);
+    begin_gradient_panel<V, T>(call, gradients, s, head, on, room->out, &panel);
+    panel.started = false;
     all = {min_int(all.begin, panel.keys.begin), max_int(all.end, panel.keys.end)};
     begin = panel.queries.end;
   }
@@ -74,6 +79,7 @@ int64_t backward_panels(const AttentionCall& call, const AttentionGradients& gra
   }
   for (int64_t i = 0; i < panels && work.dq; ++i) {
     GradientPanel<V>& panel = room->panels[i];
+    if (!panel.started) fill<V>(panel.dquery, call.dim * panel.width, 0);
     fill<V>(panel.shift, panel.width, static_cast<typename V::Scalar>(call.scale));
     store_transposed<V>(
         panel.dquery, panel.width, panel.queries.end - panel.queries.begin, call.dim, panel.shift,
@@ -109,35 +115,67 @@ template <class V>
 KeySums<V> key_sums(const AttentionCall& call, const BackwardPlan& plan, Arena* arena) {
   using S = typename V::Scalar;
   const int64_t keys = min_int(plan.key_chunk, plan.longest);
-  S* dk = arena->take<S>(keys * round_up(call.dim, V::kLanes));
-  return {dk, arena->take<S>(keys * round_up(call.dim_v, V::kLanes))};
+  const int64_t dim = round_up(call.dim, V::kLanes), dim_v = round_up(call.dim_v, V::kLanes);
+  S* dk = arena->take<S>(keys * dim);
+  return {dk, arena->take<S>(keys * dim_v), dim, dim_v, nullptr};
+}
+
+// Rows begin .. end - 1 of dk and dv become 0.
+template <class V>
+void clear_sums(const KeySums<V>& sums, int64_t dim, int64_t dim_v, int64_t begin, int64_t end) {
+  for (int64_t j = begin; j < end; ++j) {
+    fill<V>(sums.dk + j * sums.dk_row, dim, 0);
+    fill<V>(sums.dv + j * sums.dv_row, dim_v, 0);
+  }
+}
+
+// Where only one panel adds, it overwrites what it reaches; only the other rows are cleared.
+template <class V>
+void begin_sums(const AttentionCall& call, const Sequence& s, const GradientWork& work,
+                bool one_panel, const typename V::Scalar* ones, KeySums<V>* sums) {
+  const int64_t keys = work.keys.end - work.keys.begin;
+  Range reached = {0, 0};
+  if (one_panel && work.queries.begin < work.queries.end) {
+    const Range seen = keys_of(s, work.queries, keys_on(call, s, work.heads.begin));
+    reached = {seen.begin - work.keys.begin, seen.end - work.keys.begin};
+    reached = {min_int(keys, max_int(0, reached.begin)), min_int(keys, reached.end)};
+  }
+  if (reached.end <= reached.begin) reached = {0, 0};
+  sums->carry = one_panel ? nullptr : ones;
+  clear_sums(*sums, call.dim, call.dim_v, 0, reached.begin);
+  clear_sums(*sums, call.dim, call.dim_v, reached.end, keys);
 }
 
 template <class V, class T>
 void backward_work(const AttentionCall& call, const AttentionGradients& gradients,
                    const BackwardPlan& plan, const GradientWork& work, Arena arena) {
+  using S = typename V::Scalar;
   GradientScratch<V> room = gradient_scratch<V>(call, kGradientPanels, &arena);
-  const KeySums<V> sums = key_sums<V>(call, plan, &arena);
+  KeySums<V> sums = key_sums<V>(call, plan, &arena);
   const Sequence s = sequence_of(call, work.batch);
-  const int64_t dim = round_up(call.dim, V::kLanes), dim_v = round_up(call.dim_v, V::kLanes);
+  const int64_t dim = sums.dk_row, dim_v = sums.dv_row;
   fill<V>(room.ones, max_int(panel_width<V>(call), max_int(dim, dim_v)), 1);
-  const int64_t keys = work.keys.end - work.keys.begin;
-  if (work.dkv) {
-    fill<V>(sums.dk, keys * dim, 0);
-    fill<V>(sums.dv, keys * dim_v, 0);
+  const int64_t head_kv = work.heads.begin / (call.heads / call.heads_kv);
+  T* dk = row_at<T>(gradients.dk, s, s.key, head_kv, work.keys.begin);
+  T* dv = row_at<T>(gradients.dv, s, s.key, head_kv, work.keys.begin);
+  const bool one_panel = work.heads.end - work.heads.begin == 1 &&
+                         work.queries.end - work.queries.begin <= kPanelVectors * V::kLanes;
+  bool in_place = false;
+  if constexpr (sizeof(T) == sizeof(S)) {
+    in_place = one_panel && dim == call.dim && dim_v == call.dim_v;
+    if (in_place) sums = {dk, dv, gradients.dk.row, gradients.dv.row, nullptr};
   }
+  if (work.dkv) begin_sums(call, s, work, one_panel, room.ones, &sums);
   for (int64_t head = work.heads.begin; head < work.heads.end; ++head) {
     const Range on = keys_on(call, s, head);
     for (int64_t i = work.queries.begin; i < work.queries.end;) {
       i = backward_panels<V, T>(call, gradients, s, head, i, on, work, sums, &room);
     }
   }
-  if (!work.dkv) return;
-  const int64_t head_kv = work.heads.begin / (call.heads / call.heads_kv);
-  narrow_rows<V>(sums.dk, dim, keys, call.dim,
-                 row_at<T>(gradients.dk, s, s.key, head_kv, work.keys.begin), gradients.dk.row);
-  narrow_rows<V>(sums.dv, dim_v, keys, call.dim_v,
-                 row_at<T>(gradients.dv, s, s.key, head_kv, work.keys.begin), gradients.dv.row);
+  if (!work.dkv || in_place) return;
+  const int64_t keys = work.keys.end - work.keys.begin;
+  narrow_rows<V>(sums.dk, dim, keys, call.dim, dk, gradients.dk.row);
+  narrow_rows<V>(sums.dv, dim_v, keys, call.dim_v, dv, gradients.dv.row);
 }
 
 template <class V>

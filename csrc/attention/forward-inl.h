@@ -44,7 +44,7 @@ template <class V>
 ForwardScratch<V> forward_scratch_of(const AttentionCall& call, Arena* arena) {
   using S = typename V::Scalar;
   const int64_t width = panel_width<V>(call), block = min_int(kKeyBlock, call.length_k);
-  ForwardScratch<V> room = {};
+  ForwardScratch<V> room;
   room.weights = arena->take<S>(block * width);
   for (int64_t i = 0; i < kPanelsPerWork; ++i) {
     ForwardPanel<V>& panel = room.panels[i];

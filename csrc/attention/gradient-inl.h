@@ -22,6 +22,7 @@ struct GradientPanel {
   S *query, *dout;            // (D, width) scaled; (Dv, width)
   S *query_rows, *dout_rows;  // the same as rows: (width, D), (width, Dv) in whole vectors
   S* dquery;                  // (D, width)
+  bool started;               // dquery holds something
   S *shift, *delta;           // (width,): -lse log2(e); sum of dout * out, less dlse
   uint32_t* dropout_words;    // (2, width)
   PanelDropout dropout;
@@ -34,6 +35,7 @@ struct GradientScratch {
   S *weights, *dscores;  // (kGradientKeyBlock, width)
   S* shares;             // the same, with dropout: weights * delta
   S *keys, *values;      // one block of rows
+  S* out;                // (Dv, width) of one panel
   S* ones;               // carry of a product that adds to what is there
 };
 
@@ -42,12 +44,13 @@ GradientScratch<V> gradient_scratch(const AttentionCall& call, int64_t panels, A
   using S = typename V::Scalar;
   const int64_t width = panel_width<V>(call), block = min_int(kGradientKeyBlock, call.length_k);
   const int64_t dim = round_up(call.dim, V::kLanes), dim_v = round_up(call.dim_v, V::kLanes);
-  GradientScratch<V> room = {};
+  GradientScratch<V> room;
   room.weights = arena->take<S>(block * width);
   room.dscores = arena->take<S>(block * width);
   room.shares = arena->take<S>(call.dropout_p > 0 ? block * width : 0);
   room.keys = arena->take<S>(block * dim);
   room.values = arena->take<S>(block * dim_v);
+  room.out = arena->take<S>(call.dim_v * width);
   const int64_t longest = max_int(width, max_int(dim, dim_v));
   room.ones = arena->take<S>(longest);
   for (int64_t i = 0; i < panels; ++i) {
@@ -71,39 +74,38 @@ inline void fill(typename V::Scalar* p, int64_t count, typename V::Scalar value)
   }
 }
 
-// shift and delta of a panel; lanes past the queries and queries without keys get weights 0.
+// shift and delta of a panel; lanes past the queries and queries without keys get weights 0. delta
+// is summed as dout . v is, so that of a query with one key they are equal and dq is exactly 0.
 template <class V, class T>
 void begin_statistics(const AttentionCall& call, const AttentionGradients& gradients,
-                      const Sequence& s, int64_t head, GradientPanel<V>* panel) {
+                      const Sequence& s, int64_t head, typename V::Scalar* out,
+                      GradientPanel<V>* panel) {
   using S = typename V::Scalar;
-  const int64_t count = panel->queries.end - panel->queries.begin;
+  const int64_t width = panel->width, count = panel->queries.end - panel->queries.begin;
   const int64_t at = statistic_at(call, s, head, panel->queries.begin);
+  load_transposed<V>(row_at<const T>(call.out, s, s.query, head, panel->queries.begin),
+                     call.out.row, count, call.dim_v, 1, out, width);
   const S* lse = static_cast<const S*>(call.lse) + at;
-  for (int64_t lane = 0; lane < panel->width; ++lane) {
-    panel->shift[lane] = -static_cast<S>(__builtin_inff());
-    panel->delta[lane] = 0;
-    if (lane >= count) continue;
-    if (lse[lane] != -static_cast<S>(__builtin_inff())) {
-      panel->shift[lane] = -lse[lane] * static_cast<S>(kLog2EExact);
+  const S* dlse = static_cast<const S*>(gradients.dlse);
+  for (int64_t lane = 0; lane < width; lane += V::kLanes) {
+    V delta = V::zero();
+    for (int64_t d = lane; d < call.dim_v * width; d += width) {
+      delta = fma(V::load(out + d), V::load(panel->dout + d), delta);
     }
-    const int64_t i = panel->queries.begin + lane;
-    const T* dout = row_at<const T>(gradients.dout, s, s.query, head, i);
-    const T* out = row_at<const T>(call.out, s, s.query, head, i);
-    V sum = V::zero();
-    for (int64_t d = 0; d < call.dim_v; d += V::kLanes) {
-      const int64_t left = call.dim_v - d;
-      sum = fma(load_up_to<V>(dout + d, left), load_up_to<V>(out + d, left), sum);
-    }
-    panel->delta[lane] = reduce_add(sum);
-    if (gradients.dlse != nullptr) {
-      panel->delta[lane] -= (static_cast<const S*>(gradients.dlse) + at)[lane];
-    }
+    if (dlse != nullptr) delta = delta - load_up_to<V>(dlse + at + lane, count - lane);
+    store(panel->delta + lane, delta);
+    const V sum = load_up_to<V>(lse + lane, count - lane);
+    const V shift = V::zero() - sum * V::broadcast(static_cast<S>(kLog2EExact));
+    const typename V::Mask none =
+        equal(sum, off_score<V>()) | ~V::Mask::first(min_int(V::kLanes, count - lane));
+    store(panel->shift + lane, select(none, off_score<V>(), shift));
   }
 }
 
 template <class V, class T>
 void begin_gradient_panel(const AttentionCall& call, const AttentionGradients& gradients,
-                          const Sequence& s, int64_t head, Range on, GradientPanel<V>* panel) {
+                          const Sequence& s, int64_t head, Range on, typename V::Scalar* out,
+                          GradientPanel<V>* panel) {
   using S = typename V::Scalar;
   const Range queries = panel->queries;
   const int64_t count = queries.end - queries.begin;
@@ -118,7 +120,7 @@ void begin_gradient_panel(const AttentionCall& call, const AttentionGradients& g
                 round_up(call.dim, V::kLanes));
   widen_rows<V>(dout, gradients.dout.row, count, call.dim_v, 1, panel->dout_rows,
                 round_up(call.dim_v, V::kLanes));
-  begin_statistics<V, T>(call, gradients, s, head, panel);
+  begin_statistics<V, T>(call, gradients, s, head, out, panel);
   panel->dropout = panel_dropout(call, s, head, queries, panel->width, panel->dropout_words);
 }
 

@@ -56,7 +56,7 @@ void add_mask_panel(const AttentionCall& call, const AttentionGradients& gradien
                     int64_t sums_width, GradientScratch<V>* room, typename V::Scalar* sums) {
   GradientPanel<V>& panel = room->panels[0];
   panel.queries = queries;
-  begin_gradient_panel<V, T>(call, gradients, s, head, keys_on(call, s, head), &panel);
+  begin_gradient_panel<V, T>(call, gradients, s, head, keys_on(call, s, head), room->out, &panel);
   const int64_t head_kv = head / (call.heads / call.heads_kv);
   const Range all = {max_int(panel.keys.begin, work.keys.begin),
                      min_int(panel.keys.end, work.keys.end)};
