@@ -217,6 +217,42 @@ def test_bench_ends_in_three_lines(
         assert measured["speed_up"] == pytest.approx(expected)
 
 
+def test_finetune_compares_and_prints_one_json_object(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import tiny
+
+    train, test = tiny.write_rows(tmp_path / "train.csv", 64, 0), tmp_path / "test.csv"
+    tiny.write_rows(test, 40, 1)
+    flags = ["finetune", "--model_name_or_path", str(model), "--train_file", str(train)]
+    flags += ["--validation_file", str(test), "--cache_dir", str(tmp_path / "cache")]
+    flags += ["--output_dir", str(tmp_path / "out"), "--max_steps", "16", "--logging_steps", "4"]
+    flags += [
+        "--save_strategy",
+        "no",
+        "--learning_rate",
+        "1e-3",
+        "--use_cpu",
+        "--report_to",
+        "none",
+    ]
+    assert main([*flags, "--compare", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [run["kernels"] for run in result["runs"]] == ["torch", "bigkernels"]
+    assert set(result["comparison"]) == {"training_speed_up", "accuracy_points", "loss_difference"}
+    first = [run["losses"]["4"] for run in result["runs"]]
+    assert abs(first[0] - first[1]) < 0.2  # other dropout masks, the same task
+    for kernels in ("torch", "bigkernels"):
+        folder = tmp_path / "out" / kernels
+        assert (folder / "model.safetensors").is_file()
+        config = json.loads((folder / "config.json").read_text())
+        assert config["architectures"] == ["BertForSequenceClassification"]
+    assert main([*flags, "--kernels", "torch", "--overwrite_output_dir"]) == 0
+    shown = capsys.readouterr().out
+    assert "torch (stock)" in shown
+    assert "trained samples/s" in shown
+
+
 def test_finetune_errors_are_one_line(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

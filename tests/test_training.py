@@ -157,6 +157,21 @@ def test_saved_weights_load_in_stock_transformers(uninterrupted: Path) -> None:
     assert model.config.architectures == ["BertForSequenceClassification"]
 
 
+def test_both_kernels_train_alike_and_save_the_same_names(job: list[str], tmp_path: Path) -> None:
+    flags = ["--do_train", "--do_eval", "--max_steps", "16", "--save_strategy", "no"]
+    stock = _run(job, tmp_path / "stock", *flags)
+    ours = _run(job, tmp_path / "ours", *flags, "--kernels", "bigkernels")
+    assert (stock["kernels"], ours["kernels"]) == ("torch", "bigkernels")
+    assert "accelerated: " in ours["report"]
+    files = [tmp_path / name / "model.safetensors" for name in ("stock", "ours")]
+    shapes = [{n: t.shape for n, t in load_file(file).items()} for file in files]
+    assert shapes[0] == shapes[1]
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    # Other dropout masks, so the same task but not the same numbers.
+    assert abs(stock["eval"]["eval_loss"] - ours["eval"]["eval_loss"]) < 0.2
+
+
 def test_a_model_that_cannot_be_accelerated() -> None:
     with pytest.raises(ValueError, match="--kernels bigkernels: No block of a known family"):
         accelerate(torch.nn.Linear(2, 2), "bigkernels")
