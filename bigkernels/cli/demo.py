@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not found.passed:
         failed = "; ".join(f"{c.name}: {c.reason}" for c in found.checks if not c.passed)
         raise CommandError(f"verification failed: {failed or found}")
-    measured = throughputs(stock, ours, texts, 32, *QUICK)
+    measured = throughputs(stock, ours, texts, 32, QUICK)
     print_step("throughput measured", start)
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder, encoders.quiet():
