@@ -1,0 +1,214 @@
+"""Time our GPU kernels and the peers they must beat on the GPU at hand.
+
+Each case runs alone, with a cold L2 cache before every sample, timed by CUDA events; the table shows the
+median and the 10th and 90th percentile in microseconds, and what that is in TFLOP/s or GB/s. A case that
+cannot run says why. Results are written as they come, so that a killed run keeps what it had.
+
+`--smoke` runs tiny shapes a few times on whatever device there is: it says that the script works, nothing
+about speed. `--list` only names the cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import gpu_cases
+import torch
+from gpu_cases import Case
+
+# More than any L2: writing it leaves nothing of the previous sample behind.
+FLUSH_BYTES = 256 << 20
+CASE_SECONDS = 0.4
+MOST_SAMPLES, FEWEST_SAMPLES = 50, 5
+
+
+@dataclasses.dataclass
+class Result:
+    """Microseconds of one call, or why there are none; first_call_s includes compilation."""
+
+    group: str
+    name: str
+    shape: str
+    dtype: str
+    median_us: float | None = None
+    p10_us: float | None = None
+    p90_us: float | None = None
+    samples: int = 0
+    first_call_s: float | None = None
+    tflops: float | None = None
+    gbytes: float | None = None
+    host_us: float | None = None
+    error: str | None = None
+
+    def line(self) -> str:
+        head = f"{self.group:<18}{self.name:<30}{self.shape:<24}{self.dtype:<9}"
+        if self.median_us is None:
+            return f"{head}{self.error}"
+        rate = f"{self.tflops:8.1f} TFLOP/s" if self.tflops else ""
+        rate = f"{self.gbytes:8.0f} GB/s" if self.gbytes else rate
+        host = f"   host {self.host_us:.1f} us" if self.host_us else ""
+        return f"{head}{self.median_us:10.1f} [{self.p10_us:.1f}, {self.p90_us:.1f}] us{rate}{host}"
+
+
+def sample_cuda(function: Callable[[], object], count: int, flush: torch.Tensor) -> list[float]:
+    """Seconds of `count` calls. The flush keeps the device busy while the host launches the call, so
+    that short kernels are not timed with their launch."""
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
+    for start, end in pairs:
+        flush.zero_()
+        start.record()
+        function()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) * 1e-3 for start, end in pairs]
+
+
+def sample_host(function: Callable[[], object], count: int) -> list[float]:
+    seconds = []
+    for _ in range(count):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+class Clock:
+    """Times functions on one device; `smoke` takes as few samples as possible."""
+
+    def __init__(self, device: str, smoke: bool) -> None:
+        self.cuda = device == "cuda"
+        self.smoke = smoke
+        if self.cuda:
+            size = 1 << 20 if smoke else FLUSH_BYTES
+            self.flush = torch.empty(size, dtype=torch.uint8, device="cuda")
+
+    def _sample(self, function: Callable[[], object], count: int) -> list[float]:
+        return (
+            sample_cuda(function, count, self.flush) if self.cuda else sample_host(function, count)
+        )
+
+    def measure(self, function: Callable[[], object], result: Result) -> None:
+        start = time.perf_counter()
+        function()
+        self.wait()
+        result.first_call_s = round(time.perf_counter() - start, 3)
+        (probe,) = self._sample(function, 1)
+        count = int(CASE_SECONDS / max(probe, 1e-6))
+        count = 2 if self.smoke else min(MOST_SAMPLES, max(FEWEST_SAMPLES, count))
+        seconds = self._sample(function, count)
+        deciles = statistics.quantiles(seconds, n=10, method="inclusive")
+        result.samples = count
+        result.median_us = statistics.median(seconds) * 1e6
+        result.p10_us, result.p90_us = deciles[0] * 1e6, deciles[-1] * 1e6
+
+    def host(self, function: Callable[[], object]) -> float:
+        """Microseconds the host needs for one call; the device must keep up, so calls are few."""
+        function()
+        self.wait()
+        calls = 2 if self.smoke else 50
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        spent = time.perf_counter() - start
+        self.wait()
+        return spent / calls * 1e6
+
+    def wait(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+
+def run(case: Case, clock: Clock) -> Result:
+    result = Result(case.group, case.name, case.shape, case.dtype)
+    try:
+        function = case.setup()
+        clock.measure(function, result)
+        if case.host:
+            result.host_us = clock.host(function)
+    except Exception as error:  # a peer that refuses a case must not end the run
+        text = str(error).strip() or type(error).__name__
+        result.error = text.splitlines()[0][:160]
+        return result
+    assert result.median_us is not None
+    if case.flops:
+        result.tflops = case.flops / result.median_us * 1e-6
+    if case.bytes:
+        result.gbytes = case.bytes / result.median_us * 1e-3
+    return result
+
+
+def machine(device: str) -> dict[str, object]:
+    import triton
+
+    found: dict[str, object] = {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        found |= {
+            "gpu": properties.name,
+            "multiprocessors": properties.multi_processor_count,
+            "memory_bytes": properties.total_memory,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return found
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=pathlib.Path, help="file for the results")
+    parser.add_argument("--seconds", type=float, default=135.0, help="no case starts later")
+    parser.add_argument("--groups", default=",".join(gpu_cases.GROUPS), help="comma-separated")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, two samples")
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
+    parser.add_argument("--list", action="store_true", help="name the cases and stop")
+    chosen = parser.parse_args()
+    unknown = set(chosen.groups.split(",")) - set(gpu_cases.GROUPS)
+    if unknown:
+        parser.error(f"--groups: {', '.join(sorted(unknown))} not in {', '.join(gpu_cases.GROUPS)}")
+    if chosen.device == "cuda" and not chosen.list and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
+    return chosen
+
+
+def main() -> None:
+    chosen = arguments()
+    context = gpu_cases.Context(chosen.device, chosen.smoke, not chosen.no_compile)
+    cases = [
+        case for group in chosen.groups.split(",") for case in gpu_cases.GROUPS[group](context)
+    ]
+    cases.sort(key=lambda case: case.compiles)
+    if chosen.list:
+        print("\n".join(f"{c.group:<18}{c.name:<30}{c.shape:<24}{c.dtype}" for c in cases))
+        return
+    clock = Clock(chosen.device, chosen.smoke)
+    record = {"machine": machine(chosen.device), "smoke": chosen.smoke, "results": []}
+    start = time.monotonic()
+    for case in cases:
+        if time.monotonic() - start > chosen.seconds:
+            result = Result(
+                case.group, case.name, case.shape, case.dtype, error="not run: out of time"
+            )
+        else:
+            result = run(case, clock)
+        print(result.line(), flush=True)
+        record["results"].append(dataclasses.asdict(result))
+        if chosen.json:
+            chosen.json.write_text(json.dumps(record, indent=1) + "\n")
+    done = sum(r["error"] is None for r in record["results"])
+    print(f"{done} of {len(cases)} cases in {time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
