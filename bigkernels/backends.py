@@ -134,14 +134,14 @@ def choose(room: str, facts: Any, backend: str | None = None) -> str:
         Unsupported: the forced backend cannot serve the call.
         ValueError: the forced backend does not exist.
     """
-    if torch.compiler.is_compiling():  # pure while compiling: no cache, no record
+    if backend is not None:
         check_name(backend)
+    if torch.compiler.is_compiling():  # pure while compiling: no cache, no record
         return _first(room, facts, backend or _compiled_forced or _FROM_ENVIRONMENT)
     forced = backend or _forced.get() or _FROM_ENVIRONMENT
     key = (room, facts, forced)
     name = _chosen.get(key)
     if name is None:
-        check_name(backend)
         name = _chosen[key] = _first(room, facts, forced)
     records = _records.get()
     if records is not None:
@@ -200,8 +200,9 @@ def explain(room: str, *args: Any, **kwargs: Any) -> Explanation:
     if room not in catalog.FACTS:
         raise ValueError(f"room: {room!r} is not one of {', '.join(catalog.FACTS)}")
     home, facts_of, notes_of = catalog.FACTS[room]
-    forced = kwargs.pop("backend", None) or _forced.get() or _FROM_ENVIRONMENT
-    check_name(forced)
+    backend = kwargs.pop("backend", None)
+    check_name(backend)
+    forced = backend or _forced.get() or _FROM_ENVIRONMENT
     facts = facts_of(*args, **kwargs)
     why = {name: refusals(home, name, facts, forced=forced == name) for name in ORDER}
     if forced is not None:
