@@ -80,9 +80,9 @@ int64_t backward_panels(const AttentionCall& call, const AttentionGradients& gra
   for (int64_t i = 0; i < panels && work.dq; ++i) {
     GradientPanel<V>& panel = room->panels[i];
     if (!panel.started) fill<V>(panel.dquery, call.dim * panel.width, 0);
-    fill<V>(panel.shift, panel.width, static_cast<typename V::Scalar>(call.scale));
+    fill<V>(panel.lse, panel.width, static_cast<typename V::Scalar>(call.scale));
     store_transposed<V>(
-        panel.dquery, panel.width, panel.queries.end - panel.queries.begin, call.dim, panel.shift,
+        panel.dquery, panel.width, panel.queries.end - panel.queries.begin, call.dim, panel.lse,
         row_at<T>(gradients.dq, s, s.query, head, panel.queries.begin), gradients.dq.row);
   }
   return begin;

@@ -89,8 +89,8 @@ inline V top_score(const typename V::Scalar* scores, int64_t count, int64_t widt
   return max(max(top[0], top[1]), max(top[2], top[3]));
 }
 
-// Scores become exponentials, e^(score - top) = 2^(score log2(e) - top log2(e)); top, sum and carry
-// move on.
+// Scores become exponentials, e^(score - top) = 2^((score - top) log2(e)); top, sum and carry move
+// on. The difference comes first: a mask may hold the least finite number, which has no multiple.
 template <class V>
 __attribute__((noinline)) void softmax_step(ForwardPanel<V>* panel, int64_t count,
                                             typename V::Scalar* weights) {
@@ -100,11 +100,11 @@ __attribute__((noinline)) void softmax_step(ForwardPanel<V>* panel, int64_t coun
     const V old_top = V::load(panel->top + lane);
     const V top = top_score<V>(weights + lane, count, width, old_top);
     // A lane without any key so far has nothing to subtract: -inf - -inf would be NaN.
-    const V shift = select(equal(top, off_score<V>()), V::zero(), V::zero() - top * log2e);
-    const V carry = exp2(fma(old_top, log2e, shift));
+    const V base = select(equal(top, off_score<V>()), V::zero(), top);
+    const V carry = exp2((old_top - base) * log2e);
     V sum = V::zero();
     for (int64_t j = 0; j < count; ++j) {
-      const V weight = exp2(fma(V::load(weights + j * width + lane), log2e, shift));
+      const V weight = exp2((V::load(weights + j * width + lane) - base) * log2e);
       store(weights + j * width + lane, weight);
       sum = sum + weight;
     }

@@ -23,7 +23,7 @@ struct GradientPanel {
   S *query_rows, *dout_rows;  // the same as rows: (width, D), (width, Dv) in whole vectors
   S* dquery;                  // (D, width)
   bool started;               // dquery holds something
-  S *shift, *delta;           // (width,): -lse log2(e); sum of dout * out, less dlse
+  S *lse, *delta;             // (width,): lse, inf without keys; sum of dout * out, less dlse
   uint32_t* dropout_words;    // (2, width)
   PanelDropout dropout;
 };
@@ -60,8 +60,8 @@ GradientScratch<V> gradient_scratch(const AttentionCall& call, int64_t panels, A
     panel.query_rows = arena->take<S>(width * dim);
     panel.dout_rows = arena->take<S>(width * dim_v);
     panel.dquery = arena->take<S>(call.dim * width);
-    panel.shift = arena->take<S>(2 * width);
-    panel.delta = panel.shift + width;
+    panel.lse = arena->take<S>(2 * width);
+    panel.delta = panel.lse + width;
     panel.dropout_words = arena->take<uint32_t>(2 * width);
   }
   return room;
@@ -74,7 +74,7 @@ inline void fill(typename V::Scalar* p, int64_t count, typename V::Scalar value)
   }
 }
 
-// shift and delta of a panel; lanes past the queries and queries without keys get weights 0. delta
+// lse and delta of a panel; lanes past the queries and queries without keys get weights 0. delta
 // is summed as dout . v is, so that of a query with one key they are equal and dq is exactly 0.
 template <class V, class T>
 void begin_statistics(const AttentionCall& call, const AttentionGradients& gradients,
@@ -95,10 +95,9 @@ void begin_statistics(const AttentionCall& call, const AttentionGradients& gradi
     if (dlse != nullptr) delta = delta - load_up_to<V>(dlse + at + lane, count - lane);
     store(panel->delta + lane, delta);
     const V sum = load_up_to<V>(lse + lane, count - lane);
-    const V shift = V::zero() - sum * V::broadcast(static_cast<S>(kLog2EExact));
     const typename V::Mask none =
         equal(sum, off_score<V>()) | ~V::Mask::first(min_int(V::kLanes, count - lane));
-    store(panel->shift + lane, select(none, off_score<V>(), shift));
+    store(panel->lse + lane, select(none, V::zero() - off_score<V>(), sum));
   }
 }
 
@@ -134,9 +133,9 @@ __attribute__((noinline)) void softmax_gradient(const GradientScratch<V>& room,
   const V log2e = V::broadcast(static_cast<typename V::Scalar>(kLog2EExact));
   const bool dropped = panel.dropout.on;
   for (int64_t lane = 0; lane < width; lane += V::kLanes) {
-    const V shift = V::load(panel.shift + lane), delta = V::load(panel.delta + lane);
+    const V lse = V::load(panel.lse + lane), delta = V::load(panel.delta + lane);
     for (int64_t at = lane; at < count * width; at += width) {
-      const V weight = exp2(fma(V::load(room.weights + at), log2e, shift));
+      const V weight = exp2((V::load(room.weights + at) - lse) * log2e);
       store(room.weights + at, weight);
       if (dropped) {
         store(room.shares + at, weight * delta);
