@@ -88,22 +88,23 @@ class Handle:
 
 
 def _swap(model: nn.Module) -> tuple[list[nn.Module], dict[str, str]]:
-    swaps: list[nn.Module] = []
+    """Swaps what can be swapped, all of it or, after an exception, nothing."""
+    chosen: list[tuple[nn.Module, type[nn.Module]]] = []
     skipped: dict[str, str] = {}
     for name, module in model.named_modules():
         cls = type(module)
         role = families.ROLES.get(qualified_name(cls))
         if role is None:
             continue
-        reason = (
-            "it has a forward of its own" if "forward" in module.__dict__ else role.refuse(module)
-        )
-        if reason is not None:
+        own = "forward" in module.__dict__
+        reason = "it has a forward of its own" if own else role.refuse(module)
+        if reason is None:
+            chosen.append((module, fused_class(cls, role)))
+        else:
             skipped[name] = reason
-            continue
-        module.__class__ = fused_class(cls, role)
-        swaps.append(module)
-    return swaps, skipped
+    for module, fused in chosen:
+        module.__class__ = fused
+    return [module for module, _ in chosen], skipped
 
 
 def accelerate(model: nn.Module, dtype: torch.dtype | str | None = None) -> Handle:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from bigkernels.integrations import bert, eligible, packing
 from bigkernels.integrations.packing import Plan
 from bigkernels.integrations.twins import Role, role_of
+from bigkernels.nn import masks
+from bigkernels.ops import checks
 
 _TENSORS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
-_FOREIGN = ("encoder_hidden_states", "encoder_attention_mask", "past_key_values")
+_FLAGS = ("output_hidden_states", "output_attentions", "return_dict", "use_cache")
 
 _padded: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
@@ -25,51 +27,77 @@ def why_padded(backbone: nn.Module) -> str | None:
     return _padded.get(backbone)
 
 
+def _stack(backbone: Any) -> Any:
+    return backbone.encoder if hasattr(backbone, "encoder") else backbone.transformer
+
+
 def _why_padded(backbone: Any, given: dict[str, Any]) -> str | None:
     """Why this call cannot run packed, or None."""
     config = backbone.config
     if getattr(config, "is_decoder", False):
         return "it is a decoder"
-    for name in _FOREIGN:
-        if given.get(name) is not None:
+    for name, value in given.items():
+        if value is not None and name not in _TENSORS and name not in _FLAGS:
             return f"{name} was passed"
     for name in ("output_hidden_states", "output_attentions"):
         asked = given.get(name)
         if asked or (asked is None and getattr(config, name, False)):
             return f"{name} was asked for"
-    if given.get("head_mask") is not None:
-        return "head_mask was passed"
-    for module in backbone.modules():
-        if module is not backbone and eligible.hooked(module):
-            return f"{type(module).__name__} has hooks"
-    stack = backbone.encoder if hasattr(backbone, "encoder") else backbone.transformer
-    if not all(_fused(layer) for layer in stack.layer):
-        return "not every layer is fused"
-    return _why_not_this_mask(given)
+    return _why_not_these_tensors(backbone, given) or _why_not_these_modules(backbone)
 
 
 def _fused(module: nn.Module) -> bool:
+    return _why_unfused(module) is None
+
+
+def _why_unfused(module: nn.Module) -> str | None:
     role = role_of(module)
-    return role is not None and role.refuse(module) is None
+    if role is None:
+        return "is not fused"
+    if eligible.hooked(module):
+        return "has hooks"
+    return "has a forward of its own" if "forward" in module.__dict__ else role.refuse(module)
 
 
-def _why_not_this_mask(given: dict[str, Any]) -> str | None:
-    tokens = (
-        given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-    )
-    if tokens is None or (
-        given.get("input_ids") is not None and given.get("inputs_embeds") is not None
-    ):
+def _why_not_these_modules(backbone: Any) -> str | None:
+    """Modules that need to see the padded batch: strangers, and those with hooks."""
+    stack = "encoder" if hasattr(backbone, "encoder") else "transformer"
+    parts = backbone._modules
+    for name in ("embeddings", stack, "pooler"):
+        if parts.get(name) is not None and (
+            reason := eligible.refuse_shell(name, parts[name], backbone)
+        ):
+            return reason
+    outside = [parts.get("embeddings_project")]
+    if not _fused(parts["embeddings"]):
+        outside += parts["embeddings"].modules()
+    for module in outside:
+        if module is not None and eligible.hooked(module):
+            return f"{type(module).__name__} has hooks"
+    for index, layer in enumerate(parts[stack].layer):
+        if reason := _why_unfused(layer):
+            return f"layer {index}: {reason}"
+    return None
+
+
+def _why_not_these_tensors(backbone: Any, given: dict[str, Any]) -> str | None:
+    ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+    tokens = embeds if ids is None else ids
+    if tokens is None or (ids is not None and embeds is not None):
         return "exactly one of input_ids and inputs_embeds is expected"
-    if tokens.dim() < 2 or tokens.shape[0] == 0 or tokens.shape[1] == 0:
-        return "the batch is empty"
+    if tokens.dim() != (3 if ids is None else 2) or 0 in tokens.shape[:2]:
+        return "the batch is empty or has other dimensions"
+    if given.get("position_ids") is None and not bert.positions_suffice(
+        backbone.embeddings, tokens.shape[1]
+    ):
+        return "the batch is longer than the position table"
     mask = given.get("attention_mask")
     if mask is None:
         return None
-    if mask.dim() != 2 or mask.shape != tokens.shape[:2]:
+    if not masks.concrete(mask) or mask.dim() != 2 or mask.shape != tokens.shape[:2]:
         return "the mask is not a padding mask (B, L)"
-    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
-        return "the mask holds values other than 0 and 1"
+    if mask.device != tokens.device:
+        return "the mask is on another device"
     if not bool(mask[:, 0].all()):  # heads read column 0 of the result
         return "a sample is padded on the left or empty"
     return None
@@ -78,7 +106,7 @@ def _why_not_this_mask(given: dict[str, Any]) -> str | None:
 def _plan(given: dict[str, Any]) -> Plan:
     mask = given.get("attention_mask")
     if mask is not None:
-        return packing.plan(mask)
+        return packing.plan(mask)  # nonzero = token, as in transformers
     tokens = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
     return packing.full_plan(tokens.shape[0], tokens.shape[1], tokens.device)
 
@@ -114,11 +142,12 @@ def _pooled(backbone: Any, hidden: Tensor, plan: Plan) -> Tensor | None:
 
 def forward(stock: Callable[..., Any], backbone: Any, *args: Any, **kwargs: Any) -> Any:
     """Forward of a swapped backbone; results are stock's, with zeros at padded positions."""
-    if torch.compiler.is_compiling():  # T tokens would be a data-dependent size
+    # Where values cannot be read, T tokens would be a data-dependent size.
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() or checks.through_reference():
         return stock(backbone, *args, **kwargs)
     from transformers import modeling_outputs as outputs
 
-    given = inspect_arguments(stock, backbone, args, kwargs)
+    given = _by_name(stock, args, kwargs)
     reason = _why_padded(backbone, given)
     if reason is not None:
         _padded[backbone] = reason
@@ -131,8 +160,7 @@ def forward(stock: Callable[..., Any], backbone: Any, *args: Any, **kwargs: Any)
     hidden = backbone.embeddings(**arguments)
     if hasattr(backbone, "embeddings_project"):
         hidden = backbone.embeddings_project(hidden)
-    stack = backbone.encoder if hasattr(backbone, "encoder") else backbone.transformer
-    for layer in stack.layer:
+    for layer in _stack(backbone).layer:
         hidden = layer(hidden, bigkernels_plan=plan)
     last = packing.pad(hidden[0], plan)
     result: Any
@@ -152,15 +180,18 @@ def forward(stock: Callable[..., Any], backbone: Any, *args: Any, **kwargs: Any)
 _names: dict[Callable[..., Any], tuple[str, ...]] = {}
 
 
-def inspect_arguments(
-    stock: Callable[..., Any], backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+def _by_name(
+    stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """The call's arguments by name."""
+    """The call's arguments by name; stock is left to refuse more of them than it has."""
     names = _names.get(stock)
     if names is None:
         parameters = list(inspect.signature(stock).parameters.values())[1:]
         names = _names[stock] = tuple(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    given = dict(zip(names, args, strict=False))
+    if len(args) > len(names) or given.keys() & kwargs.keys():
+        given["a superfluous argument"] = args[-1]
+    return {**given, **kwargs}
 
 
 def _refuse(backbone: nn.Module) -> str | None:

@@ -39,6 +39,11 @@ _EMBEDDINGS = (
 )
 
 
+def readable_mask(mask: Any) -> bool:
+    """Whether a layer's mask is one the kernels read; other attention implementations have their own kinds."""
+    return mask is None or (isinstance(mask, Tensor) and mask.dim() == 4)
+
+
 def attend(
     q: Tensor,  # (..., E)
     k: Tensor,
@@ -54,8 +59,9 @@ def attend(
     q, k, v = (x.view(*shape[:-1], heads, shape[-1] // heads) for x in (q, k, v))
     if plan is not None:
         out = varlen_attn(
-            q, k, v, plan.cu_seq, plan.cu_seq, dropout_p=dropout_p, scale=scale, rows=plan.rows
-        )
+            q, k, v, plan.cu_seq, plan.cu_seq, plan.max_length, plan.max_length,
+            dropout_p=dropout_p, scale=scale, rows=plan.rows,
+        )  # fmt: skip
         return out.view(shape)  # type: ignore[no-any-return]
     out = scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, dropout_p, scale=scale
@@ -63,24 +69,16 @@ def attend(
     return out.transpose(1, 2).reshape(shape)  # type: ignore[no-any-return]
 
 
-def rate(dropout: nn.Module, training: bool) -> float:
-    """Probability a Dropout module drops with now."""
-    return float(dropout.p) if training else 0.0  # type: ignore[arg-type]
+def rate(dropout: Any, owner: nn.Module | None = None) -> float:
+    """Probability a Dropout module drops with now; owner: the module whose mode stock reads instead of its own."""
+    training = dropout.training if owner is None else owner.training
+    return float(dropout.p) if training else 0.0
 
 
 def _layer_refuse(layer: nn.Module) -> str | None:
     if getattr(layer, "is_decoder", False) or getattr(layer, "add_cross_attention", False):
         return "it is a decoder layer"
-    if reason := eligible.refuse_children(layer, _LAYER):
-        return reason
-    for path in _LAYER_SHELLS:
-        shell = eligible.descend(layer, path)
-        if shell is not None and eligible.hooked(shell):
-            return f"{path} has hooks"
-    activation = layer.intermediate.intermediate_act_fn  # type: ignore[union-attr]
-    if eligible.activation_name(activation) is None:
-        return f"activation {type(activation).__name__} is not fused"
-    return None
+    return eligible.refuse_block(layer, _LAYER, _LAYER_SHELLS, "intermediate.intermediate_act_fn")
 
 
 def _layer_forward(
@@ -96,7 +94,7 @@ def _layer_forward(
     **kwargs: Any,
 ) -> Any:
     plain = encoder_hidden_states is None and past_key_values is None
-    masked = attention_mask is not None and attention_mask.dim() != 4
+    masked = not readable_mask(attention_mask)
     # With a plan the backbone has just asked.
     refused = bigkernels_plan is None and _layer_refuse(layer) is not None
     if not plain or masked or kwargs.get("output_attentions") or refused:
@@ -115,7 +113,6 @@ def _layer_forward(
 def _fused_layer(
     layer: Any, hidden_states: Tensor, attention_mask: Tensor | None, plan: Plan | None
 ) -> Tensor:
-    training = layer.training
     rows = None if plan is None else plan.rows
     x = hidden_states if plan is None else hidden_states[0]
     attention, after = layer.attention.self, layer.attention.output
@@ -126,7 +123,7 @@ def _fused_layer(
         attention.num_attention_heads,
         attention_mask,
         plan,
-        rate(attention.dropout, training),
+        rate(attention.dropout, attention),
         attention.scaling,
     )
     # The Linear's bias travels with the residual: one pass over the tokens less.
@@ -137,7 +134,7 @@ def _fused_layer(
         after.LayerNorm.bias,
         after.LayerNorm.eps,
         x_bias=after.dense.bias,
-        dropout_p=rate(after.dropout, training),
+        dropout_p=rate(after.dropout),
         rows=rows,
     )
     up, down = layer.intermediate.dense, layer.output.dense
@@ -152,7 +149,7 @@ def _fused_layer(
         norm.bias,
         norm.eps,
         x_bias=down.bias,
-        dropout_p=rate(layer.output.dropout, training),
+        dropout_p=rate(layer.output.dropout),
         rows=rows,
     )
     return out if plan is None else out[None]
@@ -181,7 +178,7 @@ def _embeddings_forward(
     *,
     bigkernels_plan: Plan | None = None,
 ) -> Tensor:
-    if _embeddings_refuse(embeddings) is not None or bigkernels_plan is None:
+    if bigkernels_plan is None:
         return stock(  # type: ignore[no-any-return]
             embeddings,
             input_ids,
@@ -198,23 +195,29 @@ def _embeddings_forward(
     out = add_layer_norm(
         words, embeddings.position_embeddings(position_ids), norm.weight, norm.bias, norm.eps
     )
-    return drop(out, rate(embeddings.dropout, embeddings.training), rows)
+    return drop(out, rate(embeddings.dropout), rows)
+
+
+def _first_position(embeddings: Any) -> int:
+    """RoBERTa counts positions from behind the padding index, the others from 0."""
+    counts = hasattr(embeddings, "create_position_ids_from_input_ids")
+    return int(embeddings.padding_idx) + 1 if counts else 0
+
+
+def positions_suffice(embeddings: Any, length: int) -> bool:
+    """Whether every position of a batch of that length has an embedding."""
+    table: int = embeddings.position_embeddings.num_embeddings
+    return _first_position(embeddings) + length <= table
 
 
 def position_ids(backbone: Any, input_ids: Tensor | None, plan: Plan) -> Tensor:
     """Position ids (B, L) or (L,) stock would use for this batch, before packing."""
     embeddings = backbone.embeddings
-    if hasattr(
-        embeddings, "create_position_ids_from_input_ids"
-    ):  # RoBERTa counts from the padding index
-        if input_ids is not None:
-            found = embeddings.create_position_ids_from_input_ids(
-                input_ids, embeddings.padding_idx, 0
-            )
-            return found  # type: ignore[no-any-return]
-        start = embeddings.padding_idx + 1
-        return torch.arange(start, start + plan.length, device=plan.rows.device)
-    return torch.arange(plan.length, device=plan.rows.device)
+    first = _first_position(embeddings)
+    if first and input_ids is not None:
+        found = embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx, 0)
+        return found  # type: ignore[no-any-return]
+    return torch.arange(first, first + plan.length, device=plan.rows.device)
 
 
 LAYER = Role(_layer_forward, _layer_refuse, layer=True)

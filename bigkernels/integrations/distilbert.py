@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bigkernels.integrations import eligible
-from bigkernels.integrations.bert import attend, drop, rate
+from bigkernels.integrations.bert import attend, drop, rate, readable_mask
 from bigkernels.integrations.packing import Plan
 from bigkernels.integrations.twins import Role
 from bigkernels.ops.ffn.api import feed_forward
@@ -31,16 +31,7 @@ _EMBEDDINGS = ("word_embeddings", "position_embeddings", "LayerNorm", "dropout")
 
 
 def _block_refuse(block: nn.Module) -> str | None:
-    if reason := eligible.refuse_children(block, _BLOCK):
-        return reason
-    for path in ("attention", "ffn"):
-        shell = eligible.descend(block, path)
-        if shell is not None and eligible.hooked(shell):
-            return f"{path} has hooks"
-    activation = block.ffn.activation  # type: ignore[union-attr]
-    if eligible.activation_name(activation) is None:
-        return f"activation {type(activation).__name__} is not fused"
-    return None
+    return eligible.refuse_block(block, _BLOCK, ("attention", "ffn"), "ffn.activation")
 
 
 def _block_forward(
@@ -52,12 +43,12 @@ def _block_forward(
     bigkernels_plan: Plan | None = None,
     **kwargs: Any,
 ) -> Any:
-    masked = attention_mask is not None and attention_mask.dim() != 4
+    masked = not readable_mask(attention_mask)
     # With a plan the backbone has just asked.
     refused = bigkernels_plan is None and _block_refuse(block) is not None
     if masked or kwargs.get("output_attentions") or refused:
         return stock(block, hidden_states, attention_mask, **kwargs)
-    plan, training = bigkernels_plan, block.training
+    plan = bigkernels_plan
     rows = None if plan is None else plan.rows
     x = hidden_states if plan is None else hidden_states[0]
     attention, ffn = block.attention, block.ffn
@@ -68,7 +59,7 @@ def _block_forward(
         attention.n_heads,
         attention_mask,
         plan,
-        rate(attention.dropout, training),
+        rate(attention.dropout, attention),
         attention.scaling,
     )
     norm = block.sa_layer_norm
@@ -91,7 +82,7 @@ def _block_forward(
         norm.bias,
         norm.eps,
         x_bias=ffn.lin2.bias,
-        dropout_p=rate(ffn.dropout, training),
+        dropout_p=rate(ffn.dropout),
         rows=rows,
     )
     return out if plan is None else out[None]
@@ -110,14 +101,14 @@ def _embeddings_forward(
     *,
     bigkernels_plan: Plan | None = None,
 ) -> Tensor:
-    if _embeddings_refuse(embeddings) is not None or bigkernels_plan is None:
+    if bigkernels_plan is None:
         return stock(embeddings, input_ids, inputs_embeds, position_ids)  # type: ignore[no-any-return]
     words = embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
     norm = embeddings.LayerNorm
     out = add_layer_norm(
         words, embeddings.position_embeddings(position_ids), norm.weight, norm.bias, norm.eps
     )
-    return drop(out, rate(embeddings.dropout, embeddings.training), bigkernels_plan.rows)
+    return drop(out, rate(embeddings.dropout), bigkernels_plan.rows)
 
 
 BLOCK = Role(_block_forward, _block_refuse, layer=True)

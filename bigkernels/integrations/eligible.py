@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from bigkernels.integrations.twins import stock_class
+from bigkernels.nn import absorb
 from bigkernels.nn.layer_norm import LayerNorm
 
 _PLAIN = (nn.Linear, nn.LayerNorm, LayerNorm, nn.Dropout, nn.Embedding, nn.Identity)
@@ -20,13 +22,17 @@ ACTIVATIONS = {
 }
 
 
+# transformers' own hooks: they record outputs when asked to, or make the embeddings' output need gradients.
+_HARMLESS = ("transformers.utils.output_capturing", "transformers.modeling_utils")
+
+
 def hooked(module: nn.Module) -> bool:
-    """Whether a user put hooks on the module (transformers' own output recorders do not count)."""
+    """Whether a user put hooks on the module."""
     if module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return True
-    return any(
-        getattr(hook, "__module__", "") != "transformers.utils.output_capturing"
-        for hook in module._forward_hooks.values()
+    hooks = module._forward_hooks
+    return bool(hooks) and any(
+        getattr(hook, "__module__", "") not in _HARMLESS for hook in hooks.values()
     )
 
 
@@ -42,6 +48,47 @@ def refuse_child(name: str, child: nn.Module) -> str | None:
     for key, parameter in child._parameters.items():
         if parameter is not None and type(parameter) is not nn.Parameter:
             return f"{name}.{key} is a {type(parameter).__name__}, not a plain Parameter"
+    return None
+
+
+def refuse_shell(name: str, shell: nn.Module | None, owner: nn.Module) -> str | None:
+    """Why a container inside a block cannot be looked through, or None.
+
+    Its forward must be the one that came with the block: a class from elsewhere may compute anything.
+    """
+    if shell is None:
+        return f"there is no {name}"
+    cls = stock_class(shell)
+    if cls.__module__ != stock_class(owner).__module__:
+        return f"{name} is {cls.__module__}.{cls.__qualname__}, not the library's own"
+    if hooked(shell):
+        return f"{name} has hooks"
+    return f"{name} has a forward of its own" if "forward" in shell.__dict__ else None
+
+
+def refuse_block(
+    block: nn.Module, children: tuple[str, ...], shells: tuple[str, ...], activation: str
+) -> str | None:
+    """Why a layer cannot be computed from its parts, or None.
+
+    Args:
+        children: dotted paths of the modules whose work is absorbed.
+        shells: dotted paths of the containers between them and the block.
+        activation: dotted path of the activation, a module or a function.
+    """
+    if absorb.global_hooks():
+        return "hooks are registered for every module"
+    for path in shells:
+        if reason := refuse_shell(path, descend(block, path), block):
+            return reason
+    if reason := refuse_children(block, children):
+        return reason
+    path, _, name = activation.rpartition(".")
+    found = getattr(descend(block, path), name, None)
+    if activation_name(found) is None:
+        return f"activation {type(found).__name__} is not fused"
+    if isinstance(found, nn.Module) and hooked(found):
+        return f"{activation} has hooks"
     return None
 
 
