@@ -23,8 +23,9 @@ from bigkernels.ops.layer_norm import triton_kernels as kernels
 
 SCALARS = {
     **dict.fromkeys(("seed_ptr", "offset_ptr", "row_ids_ptr"), "*i64"),
-    **dict.fromkeys(("mean_ptr", "rstd_ptr", "partial_ptr", "total_ptr"), "*fp32"),
-    **dict.fromkeys(("dweight_ptr", "dbias_ptr", "dx_bias_ptr"), "*fp32"),
+    **dict.fromkeys(("mean_ptr", "rstd_ptr"), "*fp32"),
+    **{f"{name}_ptr": "*fp32" for name in ("dweight", "dbias", "dx_bias")},
+    **{f"{name}_partial_ptr": "*fp32" for name in ("dweight", "dbias", "dx_bias")},
     **dict.fromkeys(("eps", "scale"), "fp32"),
     **dict.fromkeys(("M", "N", "P", "row_length"), "i32"),
     "threshold": "i64",

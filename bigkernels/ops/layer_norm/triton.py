@@ -13,6 +13,7 @@ import math
 import os
 import pathlib
 import re
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -67,6 +68,7 @@ def limits(facts: Facts) -> tuple[str, ...]:
     return tuple(reasons)
 
 
+@functools.cache
 def tile(n: int, elements_per_thread: int) -> tuple[int, int, int]:
     """(BLOCK_M, BLOCK_N, num_warps) for rows of n columns: a function of n alone, so that a row's
     statistics do not depend on how many rows come with it."""
@@ -87,6 +89,13 @@ def _programs(device: torch.device, row_blocks: int, num_warps: int) -> int:
         return min(row_blocks, INTERPRETED_PROGRAMS)
     index = torch.cuda.current_device() if device.index is None else device.index
     return min(row_blocks, _multiprocessors(index) * (BACKWARD_WARPS // num_warps))
+
+
+def _device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Makes the device of x current, if it is not: the usual case costs next to nothing."""
+    if not x.is_cuda or x.get_device() == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.device)
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
@@ -135,7 +144,7 @@ def _forward(
     if m == 0:
         return out, total, mean, rstd
     block_m, block_n, num_warps = tile(n, FORWARD_ELEMENTS)
-    with torch.cuda.device_of(x):
+    with _device_of(x):
         kernels.layer_norm_forward_kernel[(-(-m // block_m),)](
             x,
             _dense(x_bias),
@@ -183,17 +192,16 @@ def add_layer_norm_forward(
     return _forward(x, residual, weight, bias, x.shape[-1], eps, x_bias, dropout, save_sum)
 
 
-def _column_sums(partials: list[Tensor | None], n: int) -> list[Tensor | None]:
-    """Each (programs, N) summed to (N,), in an order fixed by its shape."""
+def _column_sums(partials: list[Tensor | None], programs: int, n: int) -> list[Tensor | None]:
+    """Each (programs, n) summed to (n,), in an order fixed by its shape."""
     from . import triton_kernels as kernels
 
-    block_m, block_n = COLUMN_SUM_TILE
     totals = [None if p is None else p.new_empty(n) for p in partials]
-    for partial, total in zip(partials, totals, strict=True):
-        if partial is not None:
-            kernels.layer_norm_column_sum_kernel[(-(-n // block_n),)](
-                partial, total, partial.shape[0], n, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=4
-            )
+    if any(partial is not None for partial in partials):
+        block_m, block_n = COLUMN_SUM_TILE
+        kernels.layer_norm_column_sum_kernel[(-(-n // block_n), 3)](
+            *partials, *totals, programs, n, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=4
+        )
     return totals
 
 
@@ -254,13 +262,13 @@ def _backward(
         programs = _programs(total.device, -(-m // block_m), num_warps)
         partials = [mean.new_empty(programs, n) if need else None for need in needs[2:]]
         inputs = (dout.contiguous(), _dense(dsum), total, mean, rstd, _dense(weight), n, dropout)
-        with torch.cuda.device_of(total):
+        with _device_of(total):
             if n <= MAX_COLUMNS_ONE_PASS:
                 _launch_backward(*inputs, [*rows, *partials], programs)
             else:
                 _launch_backward(*inputs, [*rows, None, None, partials[2]], programs)
                 _launch_backward(*inputs, [None, None, *partials[:2], None], programs)
-            sums = _column_sums(partials, n)
+            sums = _column_sums(partials, programs, n)
     # Results may not share memory, empty ones neither.
     likes = (total, total, mean, mean, mean)
     return tuple(

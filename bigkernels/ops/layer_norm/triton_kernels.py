@@ -189,14 +189,8 @@ def layer_norm_backward_kernel(
 
 
 @triton.jit
-def layer_norm_column_sum_kernel(
-    partial_ptr,  # (P, N) float32
-    total_ptr,  # (N,) float32
-    P,
-    N,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+def _column_sum(partial_ptr, total_ptr, P, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """total (N,) = the sum of partial (P, N) over its rows, BLOCK_N columns of it."""
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     total = tl.zeros((BLOCK_N,), tl.float32)
     for first in range(0, P, BLOCK_M):
@@ -205,3 +199,28 @@ def layer_norm_column_sum_kernel(
         at = rows[:, None].to(tl.int64) * N + columns[None, :]
         total += tl.sum(tl.load(partial_ptr + at, mask=inside, other=0.0), 0)
     tl.store(total_ptr + columns, total, mask=columns < N)
+
+
+@triton.jit
+def layer_norm_column_sum_kernel(
+    dweight_partial_ptr,  # (P, N) float32 or None, likewise below
+    dbias_partial_ptr,
+    dx_bias_partial_ptr,
+    dweight_ptr,  # (N,) float32 or None, likewise below
+    dbias_ptr,
+    dx_bias_ptr,
+    P,
+    N,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    # One launch for the three sums: on small inputs its cost is that of the launch.
+    which = tl.program_id(1)
+    if which == 0:
+        if dweight_ptr is not None:
+            _column_sum(dweight_partial_ptr, dweight_ptr, P, N, BLOCK_M, BLOCK_N)
+    elif which == 1:
+        if dbias_ptr is not None:
+            _column_sum(dbias_partial_ptr, dbias_ptr, P, N, BLOCK_M, BLOCK_N)
+    elif dx_bias_ptr is not None:
+        _column_sum(dx_bias_partial_ptr, dx_bias_ptr, P, N, BLOCK_M, BLOCK_N)
