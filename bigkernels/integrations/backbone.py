@@ -68,12 +68,12 @@ def _why_not_these_modules(backbone: Any) -> str | None:
             reason := eligible.refuse_shell(name, parts[name], backbone)
         ):
             return reason
-    outside = [parts.get("embeddings_project")]
+    outside = {"embeddings_project": parts.get("embeddings_project")}
     if not _fused(parts["embeddings"]):
-        outside += parts["embeddings"].modules()
-    for module in outside:
+        outside.update(parts["embeddings"].named_modules())
+    for name, module in outside.items():
         if module is not None and eligible.hooked(module):
-            return f"{type(module).__name__} has hooks"
+            return f"{name} has hooks"
     for index, layer in enumerate(parts[stack].layer):
         if reason := _why_unfused(layer):
             return f"layer {index}: {reason}"
