@@ -1,7 +1,7 @@
-// The activations and their derivatives on the vectors of simd.h.
+// The activations and their derivatives. V: Vec, several of them in step, or VecD.
 #pragma once
 
-#include "common/cpu/simd.h"
+#include "common/cpu/pair.h"
 #include "ffn/ffn.h"
 
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
@@ -12,17 +12,7 @@ struct Activated {
   V value, slope;
 };
 
-// 0.5 * 2^r on |r| <= 0.5, lowest power first, relative error 2e-9.
-constexpr float kHalfPowerPolynomial[7] = {
-    0.5f * 1.0f,
-    0.5f * 6.931471825e-01f,
-    0.5f * 2.402264774e-01f,
-    0.5f * 5.550332367e-02f,
-    0.5f * 9.618436918e-03f,
-    0.5f * 1.339887385e-03f,
-    0.5f * 1.535336196e-04f,
-};
-// The normal distribution beyond t >= 0: 1 - Phi(t) = 0.5 * 2^(t P(t)), absolute error 2e-8 times
+// The normal distribution beyond t >= 0: 1 - Phi(t) = 2^(t P(t) - 1), absolute error 2e-8 times
 // 1 / max(1, t); t P(t) goes on falling beyond the fitted range, t <= 5.5.
 constexpr float kNormalTailPolynomial[8] = {-1.151106000e+00f, -4.591982961e-01f, -5.253361166e-02f,
                                             7.126865443e-03f,  -1.917035988e-04f, -1.612938067e-04f,
@@ -30,40 +20,40 @@ constexpr float kNormalTailPolynomial[8] = {-1.151106000e+00f, -4.591982961e-01f
 constexpr double kSqrtTwoOverPi = 0.7978845608028654;
 constexpr double kTanhCubic = 0.044715;
 
-// 0.5 * 2^v for v <= 0; 0 from -160 down, NaN stays.
-inline Vec half_power(Vec v) {
-  v = max(Vec::broadcast(-160.0f), v);
-  const Vec n = round(v);
-  return scale_by_power(polynomial(v - n, kHalfPowerPolynomial), n);
+// 2^v for v <= 0, and 0 below 2^-64: a gradient times less could be subnormal, which the CPU takes
+// a hundred times as long for.
+template <class V>
+inline V power_of_two(V v) {
+  const V least = V::broadcast(-64.0f);
+  return select(less(v, least), V::zero(), exp2_normal(max(least, v)));
 }
 
 // Both GELUs and SiLU are x S(x) with S rising from 0 to 1 and S(-x) = 1 - S(x): `tail` is
-// S(-|x|), `body` S(|x|). Without cancellation, and infinities end as torch's formulas do.
+// S(-|x|), `body` S(|x|). So nothing cancels, and infinities end as in torch's formulas.
 template <class V>
 struct Step {
   V tail, body;
 };
 
-template <FfnActivation kActivation>
-inline Step<Vec> step_at(Vec x) {
-  const Vec t = abs(x);
-  const Vec one = Vec::broadcast(1.0f);
+template <FfnActivation kActivation, class V>
+inline Step<V> step_at(V x) {
+  const V t = abs(x);
+  const V one = V::broadcast(1.0f);
   if constexpr (kActivation == FfnActivation::kGelu) {
-    const Vec tail = half_power(t * polynomial(t, kNormalTailPolynomial));
+    const V tail = power_of_two(fma(t, polynomial(t, kNormalTailPolynomial), V::broadcast(-1.0f)));
     return {tail, one - tail};
   }
-  Vec exponent;  // S(x) = 1 / (1 + 2^-exponent), here of -|x|
+  V exponent;  // S(-t) = 2^exponent / (1 + 2^exponent)
   if constexpr (kActivation == FfnActivation::kGeluTanh) {
-    const Vec linear = Vec::broadcast(static_cast<float>(-2.0 * kLog2E * kSqrtTwoOverPi));
-    const Vec cubic =
-        Vec::broadcast(static_cast<float>(-2.0 * kLog2E * kSqrtTwoOverPi * kTanhCubic));
+    constexpr double kLinear = -2.0 * kLog2E * kSqrtTwoOverPi;
+    const V linear = V::broadcast(static_cast<float>(kLinear));
+    const V cubic = V::broadcast(static_cast<float>(kLinear * kTanhCubic));
     exponent = t * fma(cubic, t * t, linear);
   } else {
-    exponent = t * Vec::broadcast(-kLog2E);
+    exponent = t * V::broadcast(-kLog2E);
   }
-  const Vec half = half_power(exponent);
-  const Vec power = half + half;
-  const Vec body = one / (one + power);
+  const V power = power_of_two(exponent);
+  const V body = one / (one + power);
   return {power * body, body};
 }
 
@@ -72,9 +62,9 @@ inline V step_value(V x, Step<V> s) {
   return select(less(x, V::zero()), s.tail, s.body);
 }
 
-template <FfnActivation kActivation>
-inline Vec activate(Vec x) {
-  if constexpr (kActivation == FfnActivation::kRelu) return max(Vec::zero(), x);
+template <FfnActivation kActivation, class V>
+inline V activate(V x) {
+  if constexpr (kActivation == FfnActivation::kRelu) return max(V::zero(), x);
   return x * step_value(x, step_at<kActivation>(x));
 }
 
@@ -83,7 +73,7 @@ inline V relu_slope(V x) {
   return select(less_equal(x, V::zero()), V::zero(), V::broadcast(1));
 }
 
-// Derivative of the exponent 2 u(x) of tanh GELU.
+// Derivative of tanh GELU's 2 u(x), where S(x) = 1 / (1 + exp(-2 u)).
 template <class V>
 inline V tanh_inner_slope(V x) {
   using S = typename V::Scalar;
@@ -92,19 +82,23 @@ inline V tanh_inner_slope(V x) {
 }
 
 // The value has the bits of activate(x).
-template <FfnActivation kActivation>
-inline Activated<Vec> activate_with_slope(Vec x) {
-  if constexpr (kActivation == FfnActivation::kRelu)
+template <FfnActivation kActivation, class V>
+inline Activated<V> activate_with_slope(V x) {
+  if constexpr (kActivation == FfnActivation::kRelu) {
     return {activate<kActivation>(x), relu_slope(x)};
-  const Step<Vec> s = step_at<kActivation>(x);
-  const Vec value = step_value(x, s);
-  if constexpr (kActivation == FfnActivation::kGelu) {
-    const Vec density = half_power(x * x * Vec::broadcast(-0.5f * kLog2E));
-    return {x * value, fma(x * density, Vec::broadcast(static_cast<float>(kSqrtTwoOverPi)), value)};
+  } else {
+    const Step<V> s = step_at<kActivation>(x);
+    const V value = step_value(x, s);
+    V change;  // S'(x)
+    if constexpr (kActivation == FfnActivation::kGelu) {
+      const V density = power_of_two(x * x * V::broadcast(-0.5f * kLog2E));
+      change = density * V::broadcast(static_cast<float>(0.5 * kSqrtTwoOverPi));
+    } else {
+      change = s.tail * s.body;
+      if constexpr (kActivation == FfnActivation::kGeluTanh) change = change * tanh_inner_slope(x);
+    }
+    return {x * value, fma(x, change, value)};
   }
-  Vec change = s.tail * s.body;
-  if constexpr (kActivation == FfnActivation::kGeluTanh) change = change * tanh_inner_slope(x);
-  return {x * value, fma(x, change, value)};
 }
 
 // float64: the formulas as they stand.
@@ -128,18 +122,20 @@ inline VecD activate(VecD x) {
 
 template <FfnActivation kActivation>
 inline Activated<VecD> activate_with_slope(VecD x) {
-  if constexpr (kActivation == FfnActivation::kRelu)
+  if constexpr (kActivation == FfnActivation::kRelu) {
     return {activate<kActivation>(x), relu_slope(x)};
-  const VecD s = step_of<kActivation>(x);
-  VecD change;
-  if constexpr (kActivation == FfnActivation::kGelu) {
-    const VecD density = exp(x * x * VecD::broadcast(-0.5));
-    change = density * VecD::broadcast(0.5 * kSqrtTwoOverPi);
   } else {
-    change = s * (VecD::broadcast(1.0) - s);
-    if constexpr (kActivation == FfnActivation::kGeluTanh) change = change * tanh_inner_slope(x);
+    const VecD s = step_of<kActivation>(x);
+    VecD change;
+    if constexpr (kActivation == FfnActivation::kGelu) {
+      const VecD density = exp(x * x * VecD::broadcast(-0.5));
+      change = density * VecD::broadcast(0.5 * kSqrtTwoOverPi);
+    } else {
+      change = s * (VecD::broadcast(1.0) - s);
+      if constexpr (kActivation == FfnActivation::kGeluTanh) change = change * tanh_inner_slope(x);
+    }
+    return {x * s, fma(x, change, s)};
   }
-  return {x * s, fma(x, change, s)};
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // The CPU kernels of ffn.h, once per instruction set. README.md of the room has the maths.
-#include "common/cpu/rows.h"
+#include "common/cpu/pair.h"
 #include "common/cpu/threads.h"
 #include "ffn/activation-inl.h"
 #include "ffn/ffn.h"
@@ -82,6 +82,20 @@ struct ColumnSums {
   }
 };
 
+// How many vectors go in step: as many as the registers hold. float64 goes through libm.
+template <class V>
+struct Wide {
+  using forward = V;
+  using backward = V;
+};
+#if defined(__AVX512F__)
+template <>
+struct Wide<Vec> {
+  using forward = Pair<Pair<Vec>>;
+  using backward = Pair<Vec>;
+};
+#endif
+
 // One vector of a product with its bias.
 template <class V, class T, class Extent>
 inline V with_bias(const T* data, const T* bias, int64_t c, Extent extent) {
@@ -110,12 +124,13 @@ struct FfnForward {
     const bool keeps_gate = params.keep_products && gate_bias != nullptr;
     const bool drops = params.dropout.p > 0.0;
     const VecU counters = drops ? dropout_counters(dropout, params.dropout, r) : VecU::iota();
-    traverse<V>(begin, end, [&](int64_t c, auto extent) {
-      const V x = with_bias<V>(pre, pre_bias, c, extent);
+    traverse_wide<V, typename Wide<V>::forward>(begin, end, [&](auto tag, int64_t c, auto extent) {
+      using W = typename decltype(tag)::type;
+      const W x = with_bias<W>(pre, pre_bias, c, extent);
       if (keeps_pre) store(pre + c, x, extent);
-      V y;
+      W y;
       if constexpr (kGated) {
-        const V g = with_bias<V>(gate, gate_bias, c, extent);
+        const W g = with_bias<W>(gate, gate_bias, c, extent);
         if (keeps_gate) store(gate + c, g, extent);
         y = activate<kActivation>(g) * x;
       } else {
@@ -147,8 +162,8 @@ struct FfnBackward {
   Dropout dropout;
   ColumnSums<S> dbias1, dbias_gate;
 
-  template <class Extent>
-  static void store_if(T* p, int64_t c, V v, Extent extent) {
+  template <class P, class Extent>
+  static void store_if(T* p, int64_t c, P v, Extent extent) {
     if (p != nullptr) store(p + c, v, extent);
   }
 
@@ -167,23 +182,24 @@ struct FfnBackward {
     T* hidden = row_of(params.hidden, r);
     const bool drops = params.dropout.p > 0.0;
     const VecU counters = drops ? dropout_counters(dropout, params.dropout, r) : VecU::iota();
-    traverse<V>(begin, end, [&](int64_t c, auto extent) {
-      const V x = with_bias<V>(pre, pre_bias, c, extent);
-      V d = load<V>(dhidden + c, extent);
-      V act_input = x;
-      if constexpr (kGated) act_input = with_bias<V>(gate, gate_bias, c, extent);
-      const Activated<V> a = activate_with_slope<kActivation>(act_input);
-      V y = kGated ? a.value * x : a.value;
+    traverse_wide<V, typename Wide<V>::backward>(begin, end, [&](auto tag, int64_t c, auto extent) {
+      using W = typename decltype(tag)::type;
+      const W x = with_bias<W>(pre, pre_bias, c, extent);
+      W d = load<W>(dhidden + c, extent);
+      W act_input = x;
+      if constexpr (kGated) act_input = with_bias<W>(gate, gate_bias, c, extent);
+      const Activated<W> a = activate_with_slope<kActivation>(act_input);
+      W y = kGated ? a.value * x : a.value;
       if (drops) {
         // What is dropped becomes 0 whatever it was, also where it was not finite.
-        const V factor = drop(dropout, counters, c, V::broadcast(1));
-        const auto kept = less(V::zero(), factor);
-        d = select(kept, d * factor, V::zero());
-        y = select(kept, y * factor, V::zero());
+        const W factor = drop(dropout, counters, c, W::broadcast(1));
+        const auto kept = less(W::zero(), factor);
+        d = select(kept, d * factor, W::zero());
+        y = select(kept, y * factor, W::zero());
       }
       store_if(hidden, c, y, extent);
       if constexpr (kGated) {
-        const V dg = d * x * a.slope;
+        const W dg = d * x * a.slope;
         store_if(dgate, c, dg, extent);
         ColumnSums<S>::add(gate_sums, c, dg, extent);
         d = d * a.value;
