@@ -89,6 +89,11 @@ def register(room: str, backends: tuple[str, ...]) -> None:
         _DRAWERS[room, name] = importlib.import_module(f"bigkernels.ops.{room}.{name}")
 
 
+def undisturbed() -> bool:
+    """Whether no backend is asked for and no record kept, so that a call may take the shortest way."""
+    return _forced.get() is None and _records.get() is None and _FROM_ENVIRONMENT is None
+
+
 def check_name(backend: str | None) -> None:
     """Raises ValueError unless ``backend`` is None or a backend's name."""
     if backend is not None and backend not in ORDER:

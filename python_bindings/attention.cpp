@@ -1,4 +1,5 @@
 // torch's side of the attention room on the CPU: checks, allocates, fills the call.
+#include <cmath>
 #include <tuple>
 
 #include "isa/table.h"
@@ -176,6 +177,22 @@ Tensor statistics(const Tensor& x, const Tensor& q, const char* name) {
   return torch::stable::contiguous(x);
 }
 
+// `lse` null: the room made for it is thrown away.
+void run_forward(AttentionCall call, const Tensor& q, const Tensor& out, void* lse) {
+  const AttentionKernels& room = kernels().attention;
+  call.out = Arguments::rows_of_heads(out);
+  const int64_t bytes = room.forward_scratch(call);
+  const int64_t statistics = lse != nullptr ? 0 : q.numel() / call.dim * sizeof(double);
+  // A call for a single token takes less time than an allocation.
+  alignas(64) char local[8192];
+  const int64_t lse_at = (bytes + 63) / 64 * 64;
+  const bool fits = lse_at + statistics <= static_cast<int64_t>(sizeof(local));
+  const Scratch scratch(q, fits ? 0 : lse_at + statistics);
+  call.scratch = fits ? local : scratch.data();
+  call.lse = lse != nullptr ? lse : static_cast<char*>(call.scratch) + lse_at;
+  room.forward(call);
+}
+
 std::tuple<Tensor, Tensor> attention_forward(
     const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
     const OptionalTensor& key_lengths, const OptionalTensor& cu_seq_q,
@@ -188,19 +205,24 @@ std::tuple<Tensor, Tensor> attention_forward(
   arguments.set_mask(mask);
   arguments.set_lengths(key_lengths, cu_seq_q, cu_seq_k);
   arguments.set_dropout(dropout_p, seed, offset, rows);
-  AttentionCall& call = arguments.call;
-  const Tensor out = empty_like_layout(q, call.dim_v), lse = empty_statistics(q);
-  call.out = Arguments::rows_of_heads(out);
-  call.lse = lse.mutable_data_ptr();
-  const AttentionKernels& room = kernels().attention;
-  // A call for a single token takes less time than an allocation.
-  alignas(64) char local[8192];
-  const int64_t bytes = room.forward_scratch(call);
-  const bool fits = bytes <= static_cast<int64_t>(sizeof(local));
-  const Scratch scratch(q, fits ? 0 : bytes);
-  call.scratch = fits ? local : scratch.data();
-  room.forward(call);
+  const Tensor out = empty_like_layout(q, arguments.call.dim_v), lse = empty_statistics(q);
+  run_forward(arguments.call, q, out, lse.mutable_data_ptr());
   return {out, lse};
+}
+
+// The call with nothing beside q, k and v, for which handling twenty arguments would take longer
+// than a small call's arithmetic. No scale: 1 / sqrt(D).
+Tensor attention_forward_plain(const Tensor& q, const Tensor& k, const Tensor& v,
+                               std::optional<double> scale, int64_t causal) {
+  STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4, "q, k, v: expected (B, H, L, D)");
+  STD_TORCH_CHECK(q.sizes()[1] == k.sizes()[1], "k: expected as many heads as q has");
+  STD_TORCH_CHECK(q.sizes()[3] > 0 && v.dim() == 4 && v.sizes()[3] > 0,
+                  "q, v: expected head dimensions of at least 1");
+  const Arguments arguments(q, k, v, scale.has_value() ? *scale : std::pow(q.sizes()[3], -0.5),
+                            causal, -1, -1);
+  const Tensor out = empty_like_layout(q, arguments.call.dim_v);
+  run_forward(arguments.call, q, out, nullptr);
+  return out;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
@@ -249,5 +271,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(bigkernels, CPU, m) {
   m.impl("attention_forward_cpu", TORCH_BOX(&bigkernels::attention_forward));
+  m.impl("attention_forward_plain_cpu", TORCH_BOX(&bigkernels::attention_forward_plain));
   m.impl("attention_backward_cpu", TORCH_BOX(&bigkernels::attention_backward));
 }

@@ -91,6 +91,12 @@ def attention_forward(device, forward):
     return [(*qkv, *rest) for qkv, rest in _attention(device)]
 
 
+def attention_forward_plain(device, forward):
+    q, k, v = _draw(device, (2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 16))
+    apart = q.transpose(1, 2).contiguous().transpose(1, 2)
+    return [(q, k, v, None, 0), (apart, k, v, 0.3, 1), (q.mT.contiguous().mT, k, v, 0.3, 0)]
+
+
 def attention_backward(device, forward):
     found = []
     for qkv, rest in _attention(device):
@@ -144,6 +150,7 @@ SAMPLES = {
         add_layer_norm_forward,
         add_layer_norm_backward,
         attention_forward,
+        attention_forward_plain,
         attention_backward,
         ffn_forward,
         ffn_backward,

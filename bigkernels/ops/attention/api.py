@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from bigkernels import backends, library
 from bigkernels.ops import checks, dropout
@@ -15,6 +17,12 @@ from bigkernels.ops.attention.contract import Facts
 
 _OPS = {name: library.kernels(name, contract.BACKENDS) for name in contract.SCHEMAS}
 backends.register("attention", contract.BACKENDS)
+
+_plain_cpu = _OPS["attention_forward_plain"]["cpu"]._op
+_functorch = torch._C._functorch.peek_interpreter_stack
+_autocast = torch.is_autocast_enabled
+_grad = torch.is_grad_enabled
+_LARGEST = sys.float_info.max
 
 
 def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
@@ -155,6 +163,31 @@ def _run(
     return _OPS["attention_forward"][name](call.q, call.k, call.v, call.mask, *flags)
 
 
+def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float | None, is_causal: bool) -> Tensor | None:
+    """A CPU call with nothing beside q, k, v and without gradients, by the fewest steps; None if it is not one.
+
+    The kernel checks its arguments itself. Whatever it does not take goes the long way, where faults are named.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or type(q) is not Tensor
+        or type(k) is not Tensor
+        or type(v) is not Tensor
+        or not q.is_cpu
+        or (_grad() and (q.requires_grad or k.requires_grad or v.requires_grad))
+        or not (scale is None or (type(scale) is float and -_LARGEST <= scale <= _LARGEST))
+        or _functorch() is not None
+        or forward_ad._current_level >= 0
+        or _autocast("cpu")
+        or not backends.undisturbed()
+    ):
+        return None
+    try:
+        return _plain_cpu(q, k, v, scale, 1 if is_causal else 0)  # type: ignore[no-any-return]
+    except (RuntimeError, TypeError):
+        return None
+
+
 def attention_facts(*args: Any, **kwargs: Any) -> Facts:
     """The facts by which ``scaled_dot_product_attention`` chooses its drawer; takes its arguments."""
     for name in ("seed", "offset", "return_lse"):
@@ -220,6 +253,15 @@ def scaled_dot_product_attention(
         TypeError, ValueError: an argument of the wrong type, dtype, shape, range or device.
         Unsupported: the forced backend cannot serve the call.
     """
+    if (
+        attn_mask is None and key_lengths is None and window is None and backend is None and rows is None
+        and seed is None and offset is None and alibi_slopes is None and sinks is None
+        and not enable_gqa and not return_lse and dropout_p == 0.0 and softcap == 0.0
+        and causal_alignment == "top_left"
+    ):  # fmt: skip
+        out = _plain(query, key, value, scale, is_causal)
+        if out is not None:
+            return out
     call, leading = arguments.dense_call(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
         key_lengths=key_lengths, window=window, causal_alignment=causal_alignment, softcap=softcap,

@@ -45,6 +45,9 @@ _FLAGS = (
 
 SCHEMAS = {
     "attention_forward": f"(Tensor q, Tensor k, Tensor v, {_FLAGS}) -> (Tensor out, Tensor lse)",
+    # Nothing beside q, k, v; dense, as many heads in each; no scale: 1 / sqrt(D). For calls so small that
+    # passing twenty arguments would take longer than the rest of them.
+    "attention_forward_plain": "(Tensor q, Tensor k, Tensor v, float? scale, int causal) -> Tensor out",
     "attention_backward": "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
     f" {_FLAGS}, bool need_dmask) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dmask)",
 }
@@ -114,4 +117,14 @@ def _attention_backward(
     )
 
 
-FAKES = {"attention_forward": _attention_forward, "attention_backward": _attention_backward}
+def _attention_forward_plain(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, causal: int
+) -> Tensor:
+    return like_layout(q, v.shape[-1])
+
+
+FAKES = {
+    "attention_forward": _attention_forward,
+    "attention_forward_plain": _attention_forward_plain,
+    "attention_backward": _attention_backward,
+}
