@@ -188,6 +188,21 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float | None, is_causal: bool
         return None
 
 
+def _dense(
+    call: Call,
+    leading: torch.Size | None,
+    seed: int | Tensor | None,
+    offset: int | Tensor | None,
+    backend: str | None,
+    return_lse: bool,
+) -> Any:
+    """Runs a checked dense call and puts query's leading dimensions back."""
+    out, lse = _run(call, seed, offset, backend)
+    if leading is not None:
+        out, lse = out.reshape(*leading, *out.shape[-2:]), lse.reshape(*leading, lse.shape[-1])
+    return (out, lse) if return_lse else out
+
+
 def attention_facts(*args: Any, **kwargs: Any) -> Facts:
     """The facts by which ``scaled_dot_product_attention`` chooses its drawer; takes its arguments."""
     for name in ("seed", "offset", "return_lse"):
@@ -229,18 +244,15 @@ def scaled_dot_product_attention(
     Args:
         query: (..., H, Lq, D), float32, bfloat16, float16 or float64, any strides.
         key, value: (..., Hkv, Lk, D) and (..., Hkv, Lk, Dv), of query's dtype; Hkv == H unless enable_gqa.
-        attn_mask: fits (..., H, Lq, Lk), combines with is_causal: bool (True = attend), or additive, of query's
-            dtype or float32, with a gradient.
+        attn_mask: fits (..., H, Lq, Lk): bool (True = attend), or additive (query's dtype, float32; differentiable).
         dropout_p: probability of dropping a weight; no ``training`` flag: pass 0.0 for evaluation.
         is_causal: query i sees keys j <= i, or j <= i + Lk - Lq with ``causal_alignment="bottom_right"``.
-        scale: of the scores, default 1 / sqrt(D).
-        enable_gqa: H may be a multiple of Hkv.
+        scale, enable_gqa: of the scores, default 1 / sqrt(D); H may be a multiple of Hkv.
         key_lengths: (B,) int32 or int64; keys from that position on are off.
         window: w or (left, right): only keys within that distance of the diagonal; -1 = unbounded.
         causal_alignment: "top_left" (torch's) or "bottom_right"; holds for the window too.
         softcap: scores become ``softcap * tanh(scores / softcap)``; 0.0 = off.
-        alibi_slopes: (H,), subtracts slope * distance from the diagonal.
-        sinks: (H,), one more score in each row's denominator.
+        alibi_slopes, sinks: (H,): subtracts slope * distance from the diagonal; one more score in the denominator.
         seed, offset: int or int64 (); equal values drop equal weights. None draws a seed, offset 0.
         rows: int64 (B * Lq,), ``b << 32 | i`` of each query, default its own place.
         return_lse: also return the natural log-sum-exp of the scores, (..., H, Lq), differentiable.
@@ -255,22 +267,16 @@ def scaled_dot_product_attention(
     """
     if (
         attn_mask is None and key_lengths is None and window is None and backend is None and rows is None
-        and seed is None and offset is None and alibi_slopes is None and sinks is None
-        and not enable_gqa and not return_lse and dropout_p == 0.0 and softcap == 0.0
-        and causal_alignment == "top_left"
-    ):  # fmt: skip
-        out = _plain(query, key, value, scale, is_causal)
-        if out is not None:
-            return out
-    call, leading = arguments.dense_call(
-        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
-        key_lengths=key_lengths, window=window, causal_alignment=causal_alignment, softcap=softcap,
-        alibi_slopes=alibi_slopes, sinks=sinks, rows=rows,
+        and seed is None and offset is None and alibi_slopes is None and sinks is None and not enable_gqa
+        and not return_lse and dropout_p == 0.0 and softcap == 0.0 and causal_alignment == "top_left"
+    ) and (out := _plain(query, key, value, scale, is_causal)) is not None:  # fmt: skip
+        return out
+    checked = arguments.dense_call(
+        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, key_lengths=key_lengths,
+        window=window, causal_alignment=causal_alignment, softcap=softcap, alibi_slopes=alibi_slopes,
+        sinks=sinks, rows=rows,
     )  # fmt: skip
-    out, lse = _run(call, seed, offset, backend)
-    if leading is not None:
-        out, lse = out.reshape(*leading, *out.shape[-2:]), lse.reshape(*leading, lse.shape[-1])
-    return (out, lse) if return_lse else out
+    return _dense(*checked, seed, offset, backend, return_lse)
 
 
 def varlen_attn(
