@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import nn
 
 from bigkernels.integrations.twins import stock_class
 from bigkernels.nn import absorb
 from bigkernels.nn.layer_norm import LayerNorm
 
-_PLAIN = (nn.Linear, nn.LayerNorm, LayerNorm, nn.Dropout, nn.Embedding, nn.Identity)
+_PLAIN = frozenset((nn.Linear, nn.LayerNorm, LayerNorm, nn.Dropout, nn.Embedding, nn.Identity))
 
 ACTIVATIONS = {
     "torch.nn.modules.activation.GELU": "gelu",
@@ -105,9 +107,16 @@ def activation_name(activation: object) -> str | None:
 def descend(module: nn.Module, path: str) -> nn.Module | None:
     """The submodule at a dotted path, or None; nn.Module's own look-up is too slow for every forward."""
     found: nn.Module | None = module
-    for name in path.split("."):
-        found = None if found is None else found._modules.get(name)
+    for name in _steps(path):
+        if found is None:
+            return None
+        found = found._modules.get(name)
     return found
+
+
+@functools.cache  # as many as the families' tables name
+def _steps(path: str) -> tuple[str, ...]:
+    return tuple(path.split("."))
 
 
 def refuse_children(module: nn.Module, paths: tuple[str, ...]) -> str | None:
