@@ -261,7 +261,8 @@ def packed_call(
     q, k, v = _autocast(query, key, value)
     _check_sizes(q, k, v, 1, 0, enable_gqa)
     _check_cu_seq("cu_seq_q", cu_seq_q, q, None, q.shape[0], "query")
-    _check_cu_seq("cu_seq_k", cu_seq_k, q, cu_seq_q.shape[0] - 1, k.shape[0], "key")
+    if cu_seq_k is not cu_seq_q or k.shape[0] != q.shape[0]:  # else it has just been read
+        _check_cu_seq("cu_seq_k", cu_seq_k, q, cu_seq_q.shape[0] - 1, k.shape[0], "key")
     for name, longest in (("max_q", max_q), ("max_k", max_k)):
         if longest is not None and (
             isinstance(longest, bool) or not isinstance(longest, (int, torch.SymInt))
