@@ -26,7 +26,7 @@ def feed_forward(
     x: Tensor,  # (..., E)
     weight1: Tensor,  # (F, E)
     bias1: Tensor | None,
-    weight2: Tensor,  # (E, F)
+    weight2: Tensor,  # (E2, F)
     bias2: Tensor | None,
     weight_gate: Tensor | None,  # (F, E)
     bias_gate: Tensor | None,
@@ -40,12 +40,33 @@ def feed_forward(
 
     Products are rounded to x's dtype where torch's linear rounds them; what lies between runs in float32.
     """
+    keep = None
+    if dropout_p > 0.0:
+        hidden = x.new_empty(()).expand(*x.shape[:-1], weight1.shape[0])
+        keep = dropout.keep_rows(hidden, dropout_p, seed, offset, rows)
+    return feed_forward_keeping(
+        x, weight1, bias1, weight2, bias2, weight_gate, bias_gate, activation, dropout_p, keep
+    )
+
+
+def feed_forward_keeping(
+    x: Tensor,  # (..., E)
+    weight1: Tensor,  # (F, E)
+    bias1: Tensor | None,
+    weight2: Tensor,  # (E2, F)
+    bias2: Tensor | None,
+    weight_gate: Tensor | None,  # (F, E)
+    bias_gate: Tensor | None,
+    activation: str,
+    dropout_p: float,
+    keep: Tensor | None,  # (..., F) bool, or None without dropout
+) -> Tensor:
+    """feed_forward with the keep mask drawn already."""
     pre = F.linear(x, weight1, bias1).to(_stat(x))
     if weight_gate is None:
         hidden = activate(pre, activation)
     else:
         hidden = activate(F.linear(x, weight_gate, bias_gate).to(_stat(x)), activation) * pre
-    if dropout_p > 0.0:
-        keep = dropout.keep_rows(hidden, dropout_p, seed, offset, rows)
+    if keep is not None:
         hidden = dropout.drop(hidden, keep, dropout_p)
     return F.linear(hidden.to(x.dtype), weight2, bias2)
