@@ -202,7 +202,7 @@ def explain(room: str, *args: Any, **kwargs: Any) -> Explanation:
     """
     from bigkernels.ops import catalog
 
-    if room not in catalog.FACTS:
+    if not isinstance(room, str) or room not in catalog.FACTS:
         raise ValueError(f"room: {room!r} is not one of {', '.join(catalog.FACTS)}")
     home, facts_of, notes_of = catalog.FACTS[room]
     backend = kwargs.pop("backend", None)

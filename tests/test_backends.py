@@ -201,6 +201,14 @@ def test_explain_agrees_with_the_call(room):
     assert (seen[0].backend, seen[0].facts) == (explained.chosen, explained.facts)
 
 
+def test_meta_tensors_give_the_shapes_of_results():
+    q, x, w = (torch.empty(s, device="meta") for s in ((2, 3, 4, 8), (5, 8), (8, 8)))
+    assert bk.layer_norm(x, (8,)).shape == (5, 8)
+    assert bk.add_layer_norm(x, x, w[0], None, dropout_p=0.1, seed=1).device.type == "meta"
+    assert bk.scaled_dot_product_attention(q, q, q, is_causal=True).shape == (2, 3, 4, 8)
+    assert bk.feed_forward(x, w, None, w, None).shape == (5, 8)
+
+
 def test_explain_of_an_unknown_room_or_bad_arguments_is_an_error():
     with pytest.raises(ValueError, match="room: 'softmax' is not one of layer_norm"):
         bk.explain("softmax", X)

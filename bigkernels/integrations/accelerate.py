@@ -140,7 +140,12 @@ def restore(model: nn.Module) -> None:
     """Puts the stock classes back in a model whose handle is gone, for example a deepcopy of an accelerated one.
 
     Modules built from bigkernels.nn become torch.nn's too: nothing tells them from swapped ones.
+
+    Raises:
+        TypeError: model is not a module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     for module in model.modules():
         if role_of(module) is not None:
             module.__class__ = stock_class(module)

@@ -12,6 +12,13 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def check_dense(name: str, value: Tensor) -> None:
+    """Raises TypeError if value is sparse or nested: kernels read strided memory."""
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested one" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
+
+
 def check_float_tensor(name: str, value: object) -> None:
     """Raises TypeError unless value is a dense tensor of float32, bfloat16, float16 or float64."""
     if not isinstance(value, Tensor):
@@ -20,8 +27,7 @@ def check_float_tensor(name: str, value: object) -> None:
         raise TypeError(
             f"{name}: expected float32, bfloat16, float16 or float64, got {value.dtype}"
         )
-    if value.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
+    check_dense(name, value)
 
 
 def check_like(name: str, value: object, x_name: str, x: Tensor, *dtypes: torch.dtype) -> None:
@@ -33,6 +39,7 @@ def check_like(name: str, value: object, x_name: str, x: Tensor, *dtypes: torch.
         raise TypeError(f"{name}: dtype {value.dtype}, expected {allowed} ({x_name} is {x.dtype})")
     if value.device != x.device:
         raise ValueError(f"{name}: device {value.device}, but {x_name} is on {x.device}")
+    check_dense(name, value)
 
 
 def check_parameter(name: str, value: object, x_name: str, x: Tensor, shape: Sequence[int]) -> None:
@@ -56,15 +63,29 @@ def check_number(name: str, value: object, low: float = -_LARGEST, high: float =
         raise ValueError(f"{name}: got {value!r}, expected {span}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raises TypeError unless value is True or False."""
+    if not isinstance(value, (bool, torch.SymBool)):
+        raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
+
+
 def check_rows(rows: object, x: Tensor, count: int) -> None:
     """``rows``: int64, one ``b << 32 | i`` for each of ``count`` rows, on x's device."""
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
         kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
         raise TypeError(f"rows: expected an int64 tensor, got {kind}")
+    check_dense("rows", rows)
     if rows.numel() != count:
         raise ValueError(f"rows: shape {tuple(rows.shape)}, expected {count} elements, one a row")
     if rows.device != x.device:
         raise ValueError(f"rows: device {rows.device}, but the input is on {x.device}")
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The dtype autocast wants products in on this type of device; None where it is off."""
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def through_reference() -> bool:

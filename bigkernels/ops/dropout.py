@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bigkernels.library import LIBRARY as LIBRARY  # defines philox_seed
+from bigkernels.ops import checks
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -94,6 +95,7 @@ def drop(x: Tensor, keep: Tensor, dropout_p: float) -> Tensor:
 
 def _seed_tensor(name: str, value: int | Tensor, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
+        checks.check_dense(name, value)
         if value.dtype != torch.int64 or value.numel() != 1:
             raise TypeError(
                 f"{name}: expected one int64, got {value.dtype} of shape {tuple(value.shape)}"

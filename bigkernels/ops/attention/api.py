@@ -173,6 +173,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float | None, is_causal: bool
         or type(q) is not Tensor
         or type(k) is not Tensor
         or type(v) is not Tensor
+        or type(is_causal) is not bool
         or not q.is_cpu
         or (_grad() and (q.requires_grad or k.requires_grad or v.requires_grad))
         or not (scale is None or (type(scale) is float and -_LARGEST <= scale <= _LARGEST))
@@ -197,6 +198,7 @@ def _dense(
     return_lse: bool,
 ) -> Any:
     """Runs a checked dense call and puts query's leading dimensions back."""
+    checks.check_flag("return_lse", return_lse)
     out, lse = _run(call, seed, offset, backend)
     if leading is not None:
         out, lse = out.reshape(*leading, *out.shape[-2:]), lse.reshape(*leading, lse.shape[-1])
@@ -266,9 +268,9 @@ def scaled_dot_product_attention(
         Unsupported: the forced backend cannot serve the call.
     """
     if (
-        attn_mask is None and key_lengths is None and window is None and backend is None and rows is None
-        and seed is None and offset is None and alibi_slopes is None and sinks is None and not enable_gqa
-        and not return_lse and dropout_p == 0.0 and softcap == 0.0 and causal_alignment == "top_left"
+        attn_mask is key_lengths is window is backend is rows is seed is offset is alibi_slopes is sinks is None
+        and enable_gqa is return_lse is False and type(dropout_p) is type(softcap) is float
+        and dropout_p == softcap == 0.0 and causal_alignment == "top_left"
     ) and (out := _plain(query, key, value, scale, is_causal)) is not None:  # fmt: skip
         return out
     checked = arguments.dense_call(
@@ -325,6 +327,8 @@ def varlen_attn(
         TypeError, ValueError: an argument of the wrong type, dtype, shape, range or device.
         Unsupported: the forced backend cannot serve the call.
     """
+    if return_aux is not None and not hasattr(return_aux, "lse"):
+        raise TypeError(f"return_aux: expected torch's AuxRequest, got {type(return_aux).__name__}")
     call = arguments.packed_call(
         query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size,
         enable_gqa=enable_gqa, is_causal=is_causal, dropout_p=dropout_p, softcap=softcap,

@@ -38,19 +38,25 @@ class Call(NamedTuple):
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    dtype = checks.autocast_dtype(tensors[0].device.type)
+    if dtype is None:
         return tensors
-    dtype = torch.get_autocast_dtype(device)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
 def _check_qkv(query: Tensor, key: Tensor, value: Tensor) -> None:
     checks.check_float_tensor("query", query)
-    if type(key) is not Tensor or key.dtype != query.dtype or key.device != query.device:
-        checks.check_like("key", key, "query", query)
-    if type(value) is not Tensor or value.dtype != query.dtype or value.device != query.device:
-        checks.check_like("value", value, "query", query)
+    dtype, device = query.dtype, query.device
+    for name, x in (("key", key), ("value", value)):
+        # What check_like says, tested here first: this is on the way of every small call.
+        if (
+            type(x) is not Tensor
+            or x.dtype != dtype
+            or x.device != device
+            or x.layout != torch.strided
+            or x.is_nested
+        ):
+            checks.check_like(name, x, "query", query)
 
 
 def _check_sizes(
@@ -88,8 +94,8 @@ def _window(name: str, window: object) -> tuple[int, int]:
         or any(isinstance(w, bool) or not isinstance(w, (int, torch.SymInt)) for w in pair)
     ):
         raise TypeError(f"{name}: expected (left, right) integers, got {window!r}")
-    if min(pair) < -1:
-        raise ValueError(f"{name}: got {tuple(pair)}, expected -1 (unbounded) or more")
+    if min(pair) < -1 or max(pair) >= 2**63:
+        raise ValueError(f"{name}: got {tuple(pair)}, expected -1 (unbounded) or more, below 2^63")
     return pair[0], pair[1]
 
 
@@ -121,6 +127,7 @@ def _check_lengths(name: str, lengths: object, q: Tensor, shape: tuple[int, ...]
     if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
         kind = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
         raise TypeError(f"{name}: expected an int32 or int64 tensor, got {kind}")
+    checks.check_dense(name, lengths)
     if tuple(lengths.shape) != shape:
         raise ValueError(f"{name}: shape {tuple(lengths.shape)}, expected {shape}")
     if lengths.device != q.device:
@@ -170,8 +177,9 @@ def _to_4d(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, tor
     try:
         batch = torch.broadcast_shapes(q.shape[:-3], k.shape[:-3], v.shape[:-3])
     except RuntimeError:
+        batches = [tuple(x.shape[:-3]) for x in (q, k, v)]
         raise ValueError(
-            f"key, value: batch {tuple(k.shape[:-3])}, {tuple(v.shape[:-3])} do not fit query's {tuple(q.shape[:-3])}"
+            "key, value: batches {1}, {2} do not fit query's {0}".format(*batches)
         ) from None
     q, k, v = (x.expand(*batch, *x.shape[-3:]) for x in (q, k, v))
     leading = q.shape[:-2]
@@ -197,6 +205,8 @@ def dense_call(
     rows: Tensor | None = None,
 ) -> tuple[Call, torch.Size | None]:
     """Checks the arguments of ``scaled_dot_product_attention``; also query's leading dims unless it is 4-D."""
+    checks.check_flag("is_causal", is_causal)
+    checks.check_flag("enable_gqa", enable_gqa)
     _check_qkv(query, key, value)
     q, k, v = _autocast(query, key, value)
     q, k, v, leading = _to_4d(q, k, v)
@@ -254,6 +264,8 @@ def packed_call(
     rows: Tensor | None = None,
 ) -> Call:
     """Checks the arguments of ``varlen_attn``."""
+    checks.check_flag("is_causal", is_causal)
+    checks.check_flag("enable_gqa", enable_gqa)
     _check_qkv(query, key, value)
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x.dim() != 3:
@@ -268,6 +280,8 @@ def packed_call(
             isinstance(longest, bool) or not isinstance(longest, (int, torch.SymInt))
         ):
             raise TypeError(f"{name}: expected an integer or None, got {type(longest).__name__}")
+        if longest is not None and not 0 <= longest < 2**63:
+            raise ValueError(f"{name}: got {longest}, expected 0 or more, below 2^63")
     left, right = _window("window_size", window_size)
     if is_causal:
         right = 0 if right < 0 else min(right, 0)

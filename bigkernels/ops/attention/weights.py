@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigkernels.ops import checks
 from bigkernels.ops.attention import arguments, contract, reference
 
 
@@ -50,6 +51,7 @@ def attention_weights(
         or tuple(lse.shape) != (batch, count, length)
     ):
         raise ValueError(f"lse: expected {(batch, count, length)} for a 4-D query")
+    checks.check_like("lse", lse, "query", q, contract.stat_dtype(q.dtype))
     i = _index("queries", queries, length, q)
     h = _index("heads", heads, count, q)
     group = count // k.shape[1]
@@ -70,9 +72,19 @@ def attention_weights(
 def _index(name: str, index: Tensor | Sequence[int] | None, size: int, like: Tensor) -> Tensor:
     if index is None:
         return torch.arange(size, device=like.device)
-    chosen = torch.as_tensor(index, dtype=torch.int64, device=like.device)
+    if isinstance(index, Tensor):
+        if index.device != like.device:
+            raise ValueError(f"{name}: device {index.device}, but query is on {like.device}")
+        chosen = index
+    else:
+        listed = isinstance(index, (list, tuple, range))
+        if not listed or any(isinstance(i, bool) or not isinstance(i, int) for i in index):
+            raise TypeError(f"{name}: expected integers, got {index!r}")
+        chosen = torch.tensor(list(index), dtype=torch.int64, device=like.device)
+    if chosen.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name}: expected integers, got {chosen.dtype}")
     if chosen.dim() != 1 or (
         chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < size
     ):
         raise ValueError(f"{name}: got {chosen.tolist()}, expected positions in [0, {size - 1}]")
-    return chosen
+    return chosen.long()

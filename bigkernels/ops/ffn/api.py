@@ -131,6 +131,8 @@ def _check(
     if hidden == 0:
         raise ValueError(f"weight1: shape {tuple(weight1.shape)} has no rows")
     _check_weight("weight2", weight2, x, (None, hidden))
+    if weight2.shape[0] == 0:
+        raise ValueError(f"weight2: shape {tuple(weight2.shape)} has no rows")
     if bias1 is not None:
         _check_weight("bias1", bias1, x, (hidden,))
     if bias2 is not None:
@@ -149,11 +151,11 @@ def _check(
 
 
 def _autocast(x: Tensor, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:
-    device = x.device.type
-    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+    dtype = checks.autocast_dtype(x.device.type)
+    if dtype is None or x.dtype == torch.float64:
         return (x, *parameters)
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(None if t is None else t.to(dtype) for t in (x, *parameters))
+    # What is no tensor is told by the checks that follow.
+    return tuple(t.to(dtype) if isinstance(t, Tensor) else t for t in (x, *parameters))
 
 
 def _facts(
@@ -188,7 +190,7 @@ def _prepare(
     checks.check_float_tensor("x", x)
     tensors = _autocast(x, weight1, bias1, weight2, bias2, weight_gate, bias_gate)
     _check(*tensors, activation, dropout_p, rows)  # type: ignore[arg-type, call-arg]
-    if recompute not in (0, 1, 2) or isinstance(recompute, bool):
+    if isinstance(recompute, bool) or not isinstance(recompute, int) or not 0 <= recompute <= 2:
         raise ValueError(f"recompute: got {recompute!r}, expected 0, 1 or 2")
     assert tensors[0] is not None
     facts = _facts(tensors[0], activation, dropout_p, tensors[5], *tensors[1:5], tensors[6])

@@ -343,6 +343,7 @@ def add_layer_norm(
         Unsupported: the forced backend cannot serve the call.
     """
     _check_add_layer_norm(x, residual, weight, bias, eps, x_bias, dropout_p, rows)
+    checks.check_flag("return_sum", return_sum)
     if x.dtype != residual.dtype:
         dtype = torch.result_type(x, residual)
         x, residual = x.to(dtype), residual.to(dtype)
