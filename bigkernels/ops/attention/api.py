@@ -268,9 +268,9 @@ def scaled_dot_product_attention(
         Unsupported: the forced backend cannot serve the call.
     """
     if (
-        attn_mask is key_lengths is window is backend is rows is seed is offset is alibi_slopes is sinks is None
-        and enable_gqa is return_lse is False and type(dropout_p) is type(softcap) is float
-        and dropout_p == softcap == 0.0 and causal_alignment == "top_left"
+        attn_mask is None and key_lengths is None and window is None and backend is None and rows is None
+        and seed is offset is alibi_slopes is sinks is None and enable_gqa is False and return_lse is False
+        and type(dropout_p) is type(softcap) is float and dropout_p == softcap == 0.0 and causal_alignment == "top_left"
     ) and (out := _plain(query, key, value, scale, is_causal)) is not None:  # fmt: skip
         return out
     checked = arguments.dense_call(
