@@ -198,7 +198,8 @@ def test_head_learning_rate_reaches_the_head_alone(job: list[str], tmp_path: Pat
     optimizer = torch.load(tmp_path / "checkpoint-8" / "optimizer.pt", weights_only=True)
     groups = optimizer["param_groups"]
     head = [group for group in groups if group["initial_lr"] == 6e-3]
-    assert sum(len(group["params"]) for group in head) == 2  # classifier.weight, classifier.bias
+    # Weight and bias of bert.pooler.dense and of classifier.
+    assert sum(len(group["params"]) for group in head) == 4
     assert all(group["initial_lr"] == 3e-3 for group in groups if group not in head)
 
 

@@ -25,6 +25,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "per_device_eval_batch_size": 32,
         "num_train_epochs": 2.0,
         "weight_decay": 0.01,
+        "label_smoothing_factor": 0.1,
         "warmup_steps": 0.1,  # below 1: a share of all steps
         "lr_scheduler_type": "linear",
         "max_grad_norm": 1.0,
@@ -63,7 +64,7 @@ class ModelArguments:
         default=False, metadata={"help": "Train everything but the embeddings."}
     )
     head_learning_rate: float | None = dataclasses.field(
-        default=None, metadata={"help": "Learning rate of the new head; default: --learning_rate."}
+        default=None, metadata={"help": "Rate of pooler and classifier; default: --learning_rate."}
     )
     kernels: Literal["auto", "torch", "bigkernels"] = dataclasses.field(
         default="auto",

@@ -71,7 +71,7 @@ class LengthGroupedByEpoch(LengthGroupedSampler):
 class AtomicTrainer(Trainer):
     """``transformers.Trainer`` with atomic saves, exact resumption and a rate for the head.
 
-    head_learning_rate: rate of the parameters outside the pretrained backbone; None = the same.
+    head_learning_rate: rate of the pooler and of all outside the backbone; None = the same rate.
     """
 
     def __init__(self, *args: Any, head_learning_rate: float | None = None, **kwargs: Any) -> None:
@@ -85,9 +85,8 @@ class AtomicTrainer(Trainer):
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if fresh and self._head_learning_rate is not None:
             assert self.model is not None
-            prefix = f"{self.model.base_model_prefix}."
             named = self.model.named_parameters()
-            head = {id(p) for name, p in named if not name.startswith(prefix)}
+            head = {id(p) for name, p in named if self._in_head(name)}
             for group in list(optimizer.param_groups):
                 moved = [p for p in group["params"] if id(p) in head]
                 if moved:
@@ -95,6 +94,11 @@ class AtomicTrainer(Trainer):
                     settings = {"params": moved, "lr": self._head_learning_rate}
                     optimizer.add_param_group({**group, **settings})
         return optimizer
+
+    def _in_head(self, name: str) -> bool:
+        # A pooler sits in the backbone, but no sentence encoder has trained it.
+        prefix = f"{getattr(self.model, 'base_model_prefix', '')}."
+        return not name.startswith(prefix) or name.startswith(f"{prefix}pooler.")
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
         sampler = super()._get_train_sampler(train_dataset)
