@@ -5,6 +5,8 @@ cuda-triton = both kinds of kernels on a GPU. What a backend refuses is skipped 
 """
 
 import os
+import pathlib
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -73,6 +75,35 @@ def pytest_configure(config):
     # Triton 3.6's interpreter, one warning a kernel launch; nothing here can change it.
     warning = "ignore:Conversion of an array:DeprecationWarning:triton.runtime.interpreter"
     config.addinivalue_line("filterwarnings", warning)
+
+
+LISTED = [
+    re.compile(line)
+    for line in (pathlib.Path(__file__).parent / "skips.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+_unlisted: set[str] = set()
+
+
+def pytest_runtest_logreport(report):
+    """Notes skips whose reason tests/skips.txt does not list: a test must not vanish unseen."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if not any(pattern.fullmatch(reason) for pattern in LISTED):
+            _unlisted.add(f"{report.nodeid}: {reason}")
+
+
+pytest_collectreport = pytest_runtest_logreport
+
+
+def pytest_sessionfinish(session):
+    if _unlisted and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    for line in sorted(_unlisted):
+        terminalreporter.line(f"SKIPPED for a reason not in tests/skips.txt: {line}", red=True)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -41,6 +42,12 @@ def test_the_table_of_drawers_is_the_committed_one():
         "drawers take other calls than tests/drawers.md says; a new refusal needs a reason, "
         f"then: python tests/drawer_table.py > tests/drawers.md\n{chr(10).join(worse)}"
     )
+
+
+def test_the_kernels_are_there_where_they_can_be_built():
+    # Without them most tests skip themselves, with a reason that would be easy to overlook.
+    if shutil.which("g++") and (HERE.parent / "csrc").exists():
+        assert library.extension_error is None
 
 
 def test_the_first_drawer_without_a_reason_serves():

@@ -259,10 +259,8 @@ def test_the_table_covers_every_public_function_and_argument():
             assert set(names[:count]) <= set(arguments), function
 
 
-@pytest.mark.parametrize("function", GOOD)
+@pytest.mark.parametrize("function", sorted(set(GOOD) - {"accelerate", "restore", "verify"}))
 def test_the_good_calls_are_good(function):
-    if function in ("accelerate", "restore", "verify"):
-        pytest.skip("what a good model is, is tested where models are")
     call(function, **GOOD[function])
 
 

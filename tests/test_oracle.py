@@ -151,11 +151,18 @@ def test_an_honest_kernel_passes(dtype, layout):
         oracle.check(PlainNorm(reason="honest", dtype=dtype, layout=layout, seed=seed), None)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "dtype"),
+    [
+        (fault, dtype)
+        for fault in FAULTS
+        for dtype in DTYPES
+        # Truth itself knows float64 results no better than to three ulp.
+        if (fault, dtype) != ("three_ulp", torch.float64)
+    ],
+    ids=str,
+)
 def test_a_planted_fault_fails(fault, dtype):
-    if fault == "three_ulp" and dtype == torch.float64:
-        pytest.skip("truth itself knows float64 results no better than that")
     case = PlainNorm(reason="a fault", dtype=dtype)
     with pytest.raises(AssertionError, match=FAULTS[fault][1]) as failure:
         oracle.check(case, fault)
