@@ -74,9 +74,10 @@ FfnActivation activation_of(const std::string& name) {
 OptionalTensor bias_row(const OptionalTensor& bias, const char* name, const Tensor& x,
                         int64_t columns) {
   if (!bias.has_value()) return std::nullopt;
-  STD_TORCH_CHECK(bias->numel() == columns && bias->scalar_type() == x.scalar_type(), name,
-                  ": expected ", columns, " elements of the dtype of x");
-  return torch::stable::contiguous(*bias);
+  STD_TORCH_CHECK(
+      bias->dim() == 1 && bias->numel() == columns && bias->scalar_type() == x.scalar_type(), name,
+      ": expected (", columns, ",) of the dtype of x");
+  return dense(*bias);
 }
 
 // The memory of a (..., columns) tensor is read without looking: it must be what the sizes of the
@@ -172,7 +173,7 @@ struct Call {
   }
 
   Tensor checked_plane(const Tensor& tensor, const char* name) const {
-    return torch::stable::contiguous(checked(tensor, name, x, rows * hidden));
+    return dense(checked(tensor, name, x, rows * hidden));
   }
 
   template <class Params>
@@ -205,7 +206,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ffn_forward(
   params.hidden = hidden.mutable_data_ptr();
   kernels().ffn.forward(params);
   const Tensor out = call.empty_of(call.out);
-  multiply(matrix_of(out, call.out), matrix_of(hidden, call.hidden), transposed(weight2), bias2);
+  multiply(matrix_of(out, call.out), matrix_of(hidden, call.hidden), transposed(weight2),
+           bias_row(bias2, "bias2", x, call.out));
   // Results may not share memory, empty ones neither.
   return {out, save > 0 ? products.pre : call.nothing(), save > 0 ? products.gate : call.nothing(),
           save > 1 ? hidden : call.nothing()};

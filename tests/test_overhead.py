@@ -52,6 +52,19 @@ def test_a_small_attention_call_costs_little_more_than_torchs(record_property):
     assert ours <= CALL_BOUND * torchs, f"{ours * 1e6:.2f} us, torch {torchs * 1e6:.2f} us"
 
 
+@pytest.mark.skipif(backends._ABSENT["ffn"] is not None, reason=str(backends._ABSENT["ffn"]))
+def test_a_small_feed_forward_costs_little_more_than_torchs_three_calls(record_property):
+    x, weight1, weight2 = random(1, 16, seed=0), random(32, 16, seed=1), random(16, 32, seed=2)
+    bias1, bias2 = random(32, seed=3), random(16, seed=4)
+    with torch.no_grad():
+        ours, torchs = _fastest(
+            lambda: bk.feed_forward(x, weight1, bias1, weight2, bias2),
+            lambda: F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2),
+        )
+    record_property("microseconds", (round(ours * 1e6, 2), round(torchs * 1e6, 2)))
+    assert ours <= CALL_BOUND * torchs, f"{ours * 1e6:.2f} us, torch {torchs * 1e6:.2f} us"
+
+
 def test_importing_takes_little_time_and_brings_no_large_package():
     seconds, fresh = [], []
     for _ in range(5):
@@ -117,3 +130,48 @@ def test_the_short_way_is_left_where_it_does_not_lead():
         bk.scaled_dot_product_attention(q.int(), q.int(), q.int())
     with pytest.raises(ValueError, match="value"):
         bk.scaled_dot_product_attention(q, q, q[:, :, :2])
+
+
+@pytest.mark.skipif(backends._ABSENT["ffn"] is not None, reason=str(backends._ABSENT["ffn"]))
+def test_the_short_way_of_feed_forward_computes_what_the_long_way_does():
+    """A call without gate, dropout and gradients skips the checks; naming the backend takes the long way."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        shapes = (40, 16), (40,), (8, 40), (8,)
+        parts = [random(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
+        wide = random(4, 3, 16, seed=9, dtype=dtype)
+        for x in (wide, wide[0, 0], wide[:0], wide.transpose(0, 1), wide[:1].expand(4, 3, 16)):
+            for absent in ((), (1,), (3,), (1, 3)):
+                given = [None if at in absent else part for at, part in enumerate(parts)]
+                for activation in ("gelu", "gelu_tanh", "relu", "silu"):
+                    got = bk.feed_forward(x, *given, activation)
+                    _same(got, bk.feed_forward(x, *given, activation, backend="cpu"))
+                    assert got.is_contiguous()
+
+
+def test_the_short_way_of_feed_forward_is_left_where_it_does_not_lead():
+    shapes = (3, 16), (40, 16), (40,), (8, 40), (8,)
+    x, *parts = (random(*shape, seed=i) for i, shape in enumerate(shapes))
+    weight1, bias1, weight2, bias2 = parts
+    assert bk.feed_forward(x, weight1.clone().requires_grad_(), *parts[1:]).requires_grad
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bk.feed_forward(x, *parts).dtype == torch.bfloat16
+    with bk.trace() as records:
+        bk.feed_forward(x, *parts)
+    assert len(records) == 1
+    with bk.use_backend("cuda"), pytest.raises(bk.Unsupported):
+        bk.feed_forward(x, *parts)
+    for bad, name in (
+        ((x.double(), *parts), "weight1"),
+        ((x.int(), *parts), "x"),
+        ((x, weight1, bias1[None], weight2, bias2), "bias1"),
+        ((x, weight1, bias1, weight2, bias2[None]), "bias2"),
+        ((x, weight1, bias1, weight2, bias2[:1]), "bias2"),
+        ((x, weight1, bias1, weight2[:, :-1], bias2), "weight2"),
+        ((x[:, :-1], *parts), "weight1"),
+        ((x, *parts, "tanh"), "activation"),
+        ((x, *parts, "gelu", float("nan")), "dropout_p"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=name):
+            bk.feed_forward(*bad)
+    with pytest.raises(ValueError, match="recompute"):
+        bk.feed_forward(x, *parts, recompute=False)

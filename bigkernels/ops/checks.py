@@ -98,6 +98,15 @@ def through_reference() -> bool:
     )
 
 
+def nothing_active() -> bool:
+    """Whether neither a functorch transform, forward-mode AD nor the CPU's autocast is active."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is None
+        and torch.autograd.forward_ad._current_level < 0
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """``function.apply(*arguments)``, where Dynamo can trace it: it refuses a tensor that is passed twice."""
     if torch.compiler.is_compiling():
