@@ -94,8 +94,23 @@ def _softmax(s: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
     return p / safe, lse.squeeze(-1)
 
 
-def _repeat_heads(x: Tensor, heads: int) -> Tensor:
+def repeat_heads(x: Tensor, heads: int) -> Tensor:
+    """Key or value (B, Hkv, Lk, D) with a head for every query head."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def weigh(
+    s: Tensor,  # (B, H, Lq, Lk), masked scores
+    v: Tensor,  # (B, H, Lk, Dv)
+    sinks: Tensor | None,  # (H,)
+    keep: Tensor | None,  # (B, H, Lq, Lk), what dropout keeps
+    dropout_p: float,
+) -> tuple[Tensor, Tensor]:
+    """(out (B, H, Lq, Dv), lse (B, H, Lq)) of masked scores, in their dtype."""
+    p, lse = _softmax(s, sinks)
+    if keep is not None:
+        p = dropout.drop(p, keep, dropout_p)
+    return p @ v.to(s.dtype), lse
 
 
 def dense(
@@ -119,7 +134,7 @@ def dense(
     """(out (B, H, Lq, Dv), lse (B, H, Lq)) of dense attention."""
     batch, heads, queries, _ = q.shape
     stat = stat_dtype(q.dtype)
-    k, v = _repeat_heads(k, heads), _repeat_heads(v, heads)
+    k, v = repeat_heads(k, heads), repeat_heads(v, heads)
     s = scores(
         q.to(stat),
         k.to(stat),
@@ -132,7 +147,7 @@ def dense(
         softcap,
         alibi_slopes,
     )
-    p, lse = _softmax(s, sinks)
+    keep = None
     if dropout_p > 0.0:
         if rows is None:
             b = torch.arange(batch, device=q.device)[:, None]
@@ -142,8 +157,8 @@ def dense(
         head = torch.arange(heads, device=q.device)[None, :, None]
         bh, i = torch.broadcast_tensors(b[:, None] * heads + head, i[:, None])
         keep = dropout.keep_scores(bh, i, k.shape[-2], dropout_p, seed, offset)
-        p = dropout.drop(p, keep, dropout_p)
-    return (p @ v.to(stat)).to(q.dtype), lse
+    out, lse = weigh(s, v, sinks, keep, dropout_p)
+    return out.to(q.dtype), lse
 
 
 def packed(
