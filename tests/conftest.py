@@ -21,7 +21,7 @@ from bigkernels import backends  # noqa: E402
 from bigkernels.testing import Case, oracle  # noqa: E402
 
 # Elements of one tensor beyond which the interpreter takes seconds a case.
-EMULATED_ELEMENTS = 30_000
+EMULATED_ELEMENTS = 14_000
 
 
 @dataclass(frozen=True)

@@ -266,6 +266,7 @@ def test_what_is_allocated_inside_starts_as_nan():
         assert torch.empty(1000).isnan().all()
         assert torch.empty_like(torch.zeros(7, dtype=torch.bfloat16)).isnan().all()
         assert torch.zeros(3).new_empty((2, 2)).isnan().all()
+        assert torch.empty_strided((5, 2), (1, 5)).isnan().all()
         assert (torch.empty(9, dtype=torch.int32) == torch.iinfo(torch.int32).max).all()
     assert torch.are_deterministic_algorithms_enabled() == was
 

@@ -57,7 +57,8 @@ def check_number(name: str, value: object, low: float = -_LARGEST, high: float =
     """Raises unless value is a finite real number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not low <= value <= high:  # comparisons alone, which torch.compile can trace; NaN fails them
+    # Comparisons alone, which torch.compile can trace; NaN fails them. Torch adds no larger integers.
+    if not low <= value <= high or (isinstance(value, int) and not -(2**63) <= value < 2**63):
         span = f"a number in [{low:g}, {high:g}]" if high < _LARGEST else "a finite number"
         span += f" of at least {low:g}" if low > -_LARGEST and high == _LARGEST else ""
         raise ValueError(f"{name}: got {value!r}, expected {span}")
