@@ -4,9 +4,6 @@ import pytest
 
 from bigkernels.testing import cases
 
-# Not in the default run: a few float32 cases with wide heads are above the oracle's bound so far.
-pytestmark = pytest.mark.full
-
 HAND_PICKED_AND_RANDOM = cases("attention")
 MORE_RANDOM = [case for case in cases("attention", full=True) if case not in HAND_PICKED_AND_RANDOM]
 

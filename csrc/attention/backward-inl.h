@@ -23,7 +23,7 @@ template <class V>
 struct KeySums {
   typename V::Scalar *dk, *dv;
   int64_t dk_row, dv_row;
-  const typename V::Scalar* carry;  // null where only one panel adds
+  bool add;  // several panels add to them
 };
 
 // All products of one panel with one block of keys.
@@ -35,7 +35,7 @@ void backward_block(const AttentionCall& call, const Sequence& s, int64_t head,
   const int64_t width = panel->width, keys = block.keys.end - block.keys.begin;
   if (work.dq) {
     multiply<V>({block.k.data, 1, block.k.stride, room.dscores, width, panel->dquery, width,
-                 panel->started ? room.ones : nullptr, call.dim, keys, width / V::kLanes});
+                 panel->started, nullptr, call.dim, keys, width / V::kLanes});
     panel->started = true;
   }
   if (!work.dkv) return;
@@ -43,9 +43,9 @@ void backward_block(const AttentionCall& call, const Sequence& s, int64_t head,
   const int64_t dim = round_up(call.dim, V::kLanes), dim_v = round_up(call.dim_v, V::kLanes);
   const int64_t at = block.keys.begin - work.keys.begin;
   multiply<V>({room.weights, width, 1, panel->dout_rows, dim_v, sums.dv + at * sums.dv_row,
-               sums.dv_row, sums.carry, keys, queries, dim_v / V::kLanes});
+               sums.dv_row, sums.add, nullptr, keys, queries, dim_v / V::kLanes});
   multiply<V>({room.dscores, width, 1, panel->query_rows, dim, sums.dk + at * sums.dk_row,
-               sums.dk_row, sums.carry, keys, queries, dim / V::kLanes});
+               sums.dk_row, sums.add, nullptr, keys, queries, dim / V::kLanes});
 }
 
 // A few panels of one head, which share the copies of keys and values. Returns the first query
@@ -117,7 +117,7 @@ KeySums<V> key_sums(const AttentionCall& call, const BackwardPlan& plan, Arena* 
   const int64_t keys = min_int(plan.key_chunk, plan.longest);
   const int64_t dim = round_up(call.dim, V::kLanes), dim_v = round_up(call.dim_v, V::kLanes);
   S* dk = arena->take<S>(keys * dim);
-  return {dk, arena->take<S>(keys * dim_v), dim, dim_v, nullptr};
+  return {dk, arena->take<S>(keys * dim_v), dim, dim_v, true};
 }
 
 // Rows begin .. end - 1 of dk and dv become 0.
@@ -132,7 +132,7 @@ void clear_sums(const KeySums<V>& sums, int64_t dim, int64_t dim_v, int64_t begi
 // Where only one panel adds, it overwrites what it reaches; only the other rows are cleared.
 template <class V>
 void begin_sums(const AttentionCall& call, const Sequence& s, const GradientWork& work,
-                bool one_panel, const typename V::Scalar* ones, KeySums<V>* sums) {
+                bool one_panel, KeySums<V>* sums) {
   const int64_t keys = work.keys.end - work.keys.begin;
   Range reached = {0, 0};
   if (one_panel && work.queries.begin < work.queries.end) {
@@ -141,7 +141,7 @@ void begin_sums(const AttentionCall& call, const Sequence& s, const GradientWork
     reached = {min_int(keys, max_int(0, reached.begin)), min_int(keys, reached.end)};
   }
   if (reached.end <= reached.begin) reached = {0, 0};
-  sums->carry = one_panel ? nullptr : ones;
+  sums->add = !one_panel;
   clear_sums(*sums, call.dim, call.dim_v, 0, reached.begin);
   clear_sums(*sums, call.dim, call.dim_v, reached.end, keys);
 }
@@ -154,7 +154,6 @@ void backward_work(const AttentionCall& call, const AttentionGradients& gradient
   KeySums<V> sums = key_sums<V>(call, plan, &arena);
   const Sequence s = sequence_of(call, work.batch);
   const int64_t dim = sums.dk_row, dim_v = sums.dv_row;
-  fill<V>(room.ones, max_int(panel_width<V>(call), max_int(dim, dim_v)), 1);
   const int64_t head_kv = work.heads.begin / (call.heads / call.heads_kv);
   T* dk = row_at<T>(gradients.dk, s, s.key, head_kv, work.keys.begin);
   T* dv = row_at<T>(gradients.dv, s, s.key, head_kv, work.keys.begin);
@@ -163,9 +162,9 @@ void backward_work(const AttentionCall& call, const AttentionGradients& gradient
   bool in_place = false;
   if constexpr (sizeof(T) == sizeof(S)) {
     in_place = one_panel && dim == call.dim && dim_v == call.dim_v;
-    if (in_place) sums = {dk, dv, gradients.dk.row, gradients.dv.row, nullptr};
+    if (in_place) sums = {dk, dv, gradients.dk.row, gradients.dv.row, false};
   }
-  if (work.dkv) begin_sums(call, s, work, one_panel, room.ones, &sums);
+  if (work.dkv) begin_sums(call, s, work, one_panel, &sums);
   for (int64_t head = work.heads.begin; head < work.heads.end; ++head) {
     const Range on = keys_on(call, s, head);
     for (int64_t i = work.queries.begin; i < work.queries.end;) {

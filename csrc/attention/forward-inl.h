@@ -89,8 +89,27 @@ inline V top_score(const typename V::Scalar* scores, int64_t count, int64_t widt
   return max(max(top[0], top[1]), max(top[2], top[3]));
 }
 
-// Scores become exponentials, e^(score - top) = 2^((score - top) log2(e)); top, sum and carry move
-// on. The difference comes first: a mask may hold the least finite number, which has no multiple.
+// Scores become e^(score - top) = 2^((score - top) log2(e)). The difference comes first: a mask may
+// hold the least finite number, which has no multiple. Returns the sum of each lane, four sums by
+// the key's place in its block: blocks begin at multiples of 4.
+template <class V>
+inline V exponentials(typename V::Scalar* scores, int64_t count, int64_t width, V top) {
+  const V log2e = V::broadcast(static_cast<typename V::Scalar>(kLog2EExact));
+  V sums[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
+  const auto turn = [&](int64_t j, V* sum) {
+    const V weight = exp2((V::load(scores + j * width) - top) * log2e);
+    store(scores + j * width, weight);
+    *sum = *sum + weight;
+  };
+  int64_t j = 0;
+  for (; j + 4 <= count; j += 4) {
+    for (int c = 0; c < 4; ++c) turn(j + c, &sums[c]);
+  }
+  for (int c = 0; j + c < count; ++c) turn(j + c, &sums[c]);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// Scores become exponentials; top, sum and carry move on.
 template <class V>
 __attribute__((noinline)) void softmax_step(ForwardPanel<V>* panel, int64_t count,
                                             typename V::Scalar* weights) {
@@ -102,12 +121,7 @@ __attribute__((noinline)) void softmax_step(ForwardPanel<V>* panel, int64_t coun
     // A lane without any key so far has nothing to subtract: -inf - -inf would be NaN.
     const V base = select(equal(top, off_score<V>()), V::zero(), top);
     const V carry = exp2((old_top - base) * log2e);
-    V sum = V::zero();
-    for (int64_t j = 0; j < count; ++j) {
-      const V weight = exp2((V::load(weights + j * width + lane) - base) * log2e);
-      store(weights + j * width + lane, weight);
-      sum = sum + weight;
-    }
+    const V sum = exponentials(weights + lane, count, width, base);
     store(panel->top + lane, top);
     store(panel->sum + lane, fma(V::load(panel->sum + lane), carry, sum));
     store(panel->carry + lane, carry);
@@ -121,12 +135,12 @@ void forward_block(const AttentionCall& call, const Sequence& s, int64_t head, R
                    typename V::Scalar* weights, ForwardPanel<V>* panel) {
   const int64_t width = panel->width, count = keys.end - keys.begin;
   const int64_t vectors = width / V::kLanes;
-  multiply<V>({k.data, k.stride, 1, panel->query, width, weights, width, nullptr, count, call.dim,
-               vectors});
+  multiply<V>({k.data, k.stride, 1, panel->query, width, weights, width, false, nullptr, count,
+               call.dim, vectors});
   mask_scores<V, T>(call, s, head, panel->queries, keys, weights, width);
   softmax_step<V>(panel, count, weights);
   if (panel->dropout.on) drop_weights(panel->dropout, keys.begin, count, width, weights);
-  multiply<V>({v.data, 1, v.stride, weights, width, panel->out, width,
+  multiply<V>({v.data, 1, v.stride, weights, width, panel->out, width, false,
                panel->started ? panel->carry : nullptr, call.dim_v, count, vectors});
   panel->started = true;
 }
@@ -146,7 +160,7 @@ void finish_panel(const AttentionCall& call, const Sequence& s, int64_t head,
     const typename V::Mask dead = equal(sum, V::zero());
     const V safe = select(dead, one, sum);
     store(panel->carry + lane, select(dead, V::zero(), one / safe));
-    store_up_to(lse + lane, select(dead, off_score<V>(), top + log(safe)), count - lane);
+    store_up_to(lse + lane, select(dead, off_score<V>(), add_log(top, safe)), count - lane);
   }
   store_transposed<V>(panel->out, width, count, call.dim_v, panel->carry,
                       row_at<T>(call.out, s, s.query, head, panel->queries.begin), call.out.row);

@@ -36,7 +36,6 @@ struct GradientScratch {
   S* shares;             // the same, with dropout: weights * delta
   S *keys, *values;      // one block of rows
   S* out;                // (Dv, width) of one panel
-  S* ones;               // carry of a product that adds to what is there
 };
 
 template <class V>
@@ -51,8 +50,6 @@ GradientScratch<V> gradient_scratch(const AttentionCall& call, int64_t panels, A
   room.keys = arena->take<S>(block * dim);
   room.values = arena->take<S>(block * dim_v);
   room.out = arena->take<S>(call.dim_v * width);
-  const int64_t longest = max_int(width, max_int(dim, dim_v));
-  room.ones = arena->take<S>(longest);
   for (int64_t i = 0; i < panels; ++i) {
     GradientPanel<V>& panel = room.panels[i];
     panel.query = arena->take<S>(call.dim * width);
@@ -74,6 +71,21 @@ inline void fill(typename V::Scalar* p, int64_t count, typename V::Scalar value)
   }
 }
 
+// Sum of a[d, :] * b[d, :], in the order of the product that gives dscores.
+template <class V>
+inline V row_products(const typename V::Scalar* a, const typename V::Scalar* b, int64_t count,
+                      int64_t width) {
+  V total = V::zero();
+  for (int64_t begin = 0; begin < count; begin += kChain) {
+    V sum = V::zero();
+    for (int64_t d = begin; d < min_int(count, begin + kChain); ++d) {
+      sum = fma(V::load(a + d * width), V::load(b + d * width), sum);
+    }
+    total = begin > 0 ? total + sum : sum;
+  }
+  return total;
+}
+
 // lse and delta of a panel; lanes past the queries and queries without keys get weights 0. delta
 // is summed as dout . v is, so that of a query with one key they are equal and dq is exactly 0.
 template <class V, class T>
@@ -88,10 +100,7 @@ void begin_statistics(const AttentionCall& call, const AttentionGradients& gradi
   const S* lse = static_cast<const S*>(call.lse) + at;
   const S* dlse = static_cast<const S*>(gradients.dlse);
   for (int64_t lane = 0; lane < width; lane += V::kLanes) {
-    V delta = V::zero();
-    for (int64_t d = lane; d < call.dim_v * width; d += width) {
-      delta = fma(V::load(out + d), V::load(panel->dout + d), delta);
-    }
+    V delta = row_products<V>(out + lane, panel->dout + lane, call.dim_v, width);
     if (dlse != nullptr) delta = delta - load_up_to<V>(dlse + at + lane, count - lane);
     store(panel->delta + lane, delta);
     const V sum = load_up_to<V>(lse + lane, count - lane);
@@ -159,10 +168,10 @@ void gradient_block(const AttentionCall& call, const Sequence& s, int64_t head, 
                     const GradientScratch<V>& room, const GradientPanel<V>& panel) {
   const int64_t width = panel.width, count = keys.end - keys.begin;
   const int64_t vectors = width / V::kLanes;
-  multiply<V>({k.data, k.stride, 1, panel.query, width, room.weights, width, nullptr, count,
+  multiply<V>({k.data, k.stride, 1, panel.query, width, room.weights, width, false, nullptr, count,
                call.dim, vectors});
   mask_scores<V, T>(call, s, head, panel.queries, keys, room.weights, width);
-  multiply<V>({v.data, v.stride, 1, panel.dout, width, room.dscores, width, nullptr, count,
+  multiply<V>({v.data, v.stride, 1, panel.dout, width, room.dscores, width, false, nullptr, count,
                call.dim_v, vectors});
   softmax_gradient<V>(room, panel, keys.begin, count);
 }

@@ -48,6 +48,54 @@ struct MaskWorkList {
   }
 };
 
+// Calls f(keys) after the gradients of the scores of those keys are in room->dscores, block by
+// block.
+template <class V, class T, class F>
+inline void for_each_gradient_block(const AttentionCall& call, const Sequence& s, int64_t head,
+                                    Range all, const GradientPanel<V>& panel,
+                                    GradientScratch<V>* room, const F& f) {
+  const int64_t head_kv = head / (call.heads / call.heads_kv);
+  for (int64_t key = all.begin / kGradientKeyBlock * kGradientKeyBlock; key < all.end;
+       key += kGradientKeyBlock) {
+    const Range keys = {max_int(key, all.begin), min_int(key + kGradientKeyBlock, all.end)};
+    const auto block = view_block<V, T>(call, s, head_kv, keys, room->keys, room->values);
+    gradient_block<V, T>(call, s, head, keys, block.k, block.v, *room, panel);
+    f(keys);
+  }
+}
+
+// sum (width,) += row (width,)
+template <class V>
+inline void add_row(const typename V::Scalar* row, int64_t width, typename V::Scalar* sum) {
+  for (int64_t lane = 0; lane < width; lane += V::kLanes) {
+    store(sum + lane, V::load(sum + lane) + V::load(row + lane));
+  }
+}
+
+// delta from the weights instead of from out, which 16-bit types have rounded: a float32 mask would
+// show it. With delta 0 the scores' gradients are weights times dweights, and delta is their sum.
+template <class V, class T>
+void sharpen_delta(const AttentionCall& call, const AttentionGradients& gradients,
+                   const Sequence& s, int64_t head, GradientPanel<V>* panel,
+                   GradientScratch<V>* room) {
+  using S = typename V::Scalar;
+  const int64_t width = panel->width, count = panel->queries.end - panel->queries.begin;
+  fill<V>(panel->delta, width, 0);
+  fill<V>(room->out, width, 0);
+  for_each_gradient_block<V, T>(call, s, head, panel->keys, *panel, room, [&](Range keys) {
+    for (int64_t j = 0; j < keys.end - keys.begin; ++j) {
+      add_row<V>(room->dscores + j * width, width, room->out);
+    }
+  });
+  const S* dlse = static_cast<const S*>(gradients.dlse);
+  const int64_t at = statistic_at(call, s, head, panel->queries.begin);
+  for (int64_t lane = 0; lane < width; lane += V::kLanes) {
+    V delta = V::load(room->out + lane);
+    if (dlse != nullptr) delta = delta - load_up_to<V>(dlse + at + lane, count - lane);
+    store(panel->delta + lane, delta);
+  }
+}
+
 // sums (keys or 1, width) += the scores' gradients of one panel; a lane stays a query's own, or
 // collects every width-th query.
 template <class V, class T>
@@ -57,22 +105,16 @@ void add_mask_panel(const AttentionCall& call, const AttentionGradients& gradien
   GradientPanel<V>& panel = room->panels[0];
   panel.queries = queries;
   begin_gradient_panel<V, T>(call, gradients, s, head, keys_on(call, s, head), room->out, &panel);
-  const int64_t head_kv = head / (call.heads / call.heads_kv);
+  if (sizeof(T) < sizeof(float)) sharpen_delta<V, T>(call, gradients, s, head, &panel, room);
   const Range all = {max_int(panel.keys.begin, work.keys.begin),
                      min_int(panel.keys.end, work.keys.end)};
-  for (int64_t key = all.begin / kGradientKeyBlock * kGradientKeyBlock; key < all.end;
-       key += kGradientKeyBlock) {
-    const Range keys = {max_int(key, all.begin), min_int(key + kGradientKeyBlock, all.end)};
-    const auto block = view_block<V, T>(call, s, head_kv, keys, room->keys, room->values);
-    gradient_block<V, T>(call, s, head, keys, block.k, block.v, *room, panel);
+  for_each_gradient_block<V, T>(call, s, head, all, panel, room, [&](Range keys) {
     for (int64_t j = keys.begin; j < keys.end; ++j) {
-      const typename V::Scalar* dscores = room->dscores + (j - keys.begin) * panel.width;
-      typename V::Scalar* sum = sums + (work.by_key ? j - work.keys.begin : 0) * sums_width;
-      for (int64_t lane = 0; lane < panel.width; lane += V::kLanes) {
-        store(sum + lane, V::load(sum + lane) + V::load(dscores + lane));
-      }
+      const int64_t row = work.by_key ? j - work.keys.begin : 0;
+      add_row<V>(room->dscores + (j - keys.begin) * panel.width, panel.width,
+                 sums + row * sums_width);
     }
-  }
+  });
 }
 
 // Sums of lanes that stand for one and the same element.

@@ -1,12 +1,16 @@
 // The one matrix product of the room: C = carry * C + A B, A read element by element (broadcast),
-// B and C in whole vectors. Every element of C is summed over ascending steps by one chain of fused
-// multiply-adds, whatever the tile it falls into.
+// B and C in whole vectors. Every element of C is summed in the same order, whatever the tile it
+// falls into.
 #pragma once
 
 #include "common/cpu/simd.h"
 
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
+
+// Steps summed in one chain: longer sums are sums of such parts, which loses fewer bits. Without an
+// FMA instruction every step rounds twice.
+constexpr int64_t kChain = Vec::kLanes > 4 ? 32 : 8;
 
 template <class V>
 struct Product {
@@ -17,7 +21,8 @@ struct Product {
   int64_t b_step;
   S* c;  // C[row, :] starts at c + row * c_row
   int64_t c_row;
-  const S* carry;  // by column; null: C is overwritten, not read
+  bool add;        // carry = 1
+  const S* carry;  // by column; null: C is overwritten, not read, unless `add`
   int64_t rows, steps, vectors;
 };
 
@@ -65,6 +70,8 @@ inline void multiply_tile(const Product<V>& p, int64_t row, int64_t column) {
       V value = sum[r][v];
       if (p.carry != nullptr) {
         value = fma(V::load(c + v * V::kLanes), V::load(p.carry + column + v * V::kLanes), value);
+      } else if (p.add) {
+        value = V::load(c + v * V::kLanes) + value;
       }
       store(c + v * V::kLanes, value);
     }
@@ -79,8 +86,9 @@ __attribute__((noinline)) void multiply_columns(const Product<V>& p, int64_t col
   }
 }
 
+// The product over one chain of steps.
 template <class V>
-inline void multiply(const Product<V>& p) {
+inline void multiply_chain(const Product<V>& p) {
   int64_t done = 0;
   while (done < p.vectors) {
     const int64_t left = p.vectors - done;
@@ -95,6 +103,19 @@ inline void multiply(const Product<V>& p) {
       multiply_columns<V, 1>(p, column);
     }
     done += width;
+  }
+}
+
+template <class V>
+inline void multiply(const Product<V>& p) {
+  Product<V> part = p;
+  for (int64_t begin = 0; begin == 0 || begin < p.steps; begin += kChain) {
+    part.steps = min_int(kChain, p.steps - begin);
+    multiply_chain(part);
+    part.a += kChain * p.a_step;
+    part.b += kChain * p.b_step;
+    part.carry = nullptr;
+    part.add = true;
   }
 }
 

@@ -39,22 +39,27 @@ inline V exp2(V x) {
   return select(less(x, least), V::zero(), exp2_normal(max(least, x)));
 }
 
-// About 1 ulp, for normal positive x; inf and NaN stay.
-inline Vec log(Vec x) {
+// base + log(x) for normal positive x, as if rounded once; inf and NaN stay.
+inline Vec add_log(Vec base, Vec x) {
   // Counted from sqrt(1/2), the exponent field is n and the rest a mantissa m in [sqrt(1/2), sqrt
   // 2).
-  const VecU base = VecU::broadcast(float_bits(0.707106769f));
-  const VecU steps = shift_right<23>(as_uint(x) - base + VecU::broadcast(127u << 23));
+  const VecU start = VecU::broadcast(float_bits(0.707106769f));
+  const VecU steps = shift_right<23>(as_uint(x) - start + VecU::broadcast(127u << 23));
   const Vec n = to_vec(steps) - Vec::broadcast(127.0f);
   const Vec m = as_float(as_uint(x) - shift_left<23>(steps) + VecU::broadcast(127u << 23));
   const Vec f = m - Vec::broadcast(1.0f);
   const Vec s = f * f;
-  Vec y = polynomial(f, kLogPolynomial) * f * s;
-  y = fma(n, Vec::broadcast(kLn2Low), y);
-  y = fnma(s, Vec::broadcast(0.5f), y) + f;
-  y = fma(n, Vec::broadcast(kLn2High), y);
-  return select(less(x, Vec::broadcast(__builtin_inff())), y, x);
+  const Vec y = fma(n, Vec::broadcast(kLn2Low), polynomial(f, kLogPolynomial) * f * s);
+  const Vec small = fnma(s, Vec::broadcast(0.5f), y) + f;
+  const Vec large = n * Vec::broadcast(kLn2High);  // exact
+  const Vec sum = base + large;
+  const Vec part = sum - base;
+  const Vec lost = (base - (sum - part)) + (large - part);  // what rounding took from sum
+  return select(less(x, Vec::broadcast(__builtin_inff())), sum + (lost + small), base + x);
 }
+
+// About 1 ulp, for normal positive x; inf and NaN stay.
+inline Vec log(Vec x) { return add_log(Vec::zero(), x); }
 
 // About 1 ulp.
 inline Vec erf(Vec x) {
@@ -94,6 +99,7 @@ inline VecD exp2(VecD x) {
 inline VecD log(VecD x) {
   return map_lanes(x, [](double v) { return __builtin_log(v); });
 }
+inline VecD add_log(VecD base, VecD x) { return base + log(x); }
 inline VecD erf(VecD x) {
   return map_lanes(x, [](double v) { return __builtin_erf(v); });
 }
