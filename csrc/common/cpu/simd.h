@@ -13,8 +13,8 @@
 // V::load(p, count) (lanes past count are 0 and not read), store(p, v), store(p, v, count),
 // + - * /, fma(a, b, c) = a b + c, fnma(a, b, c) = c - a b, min, max (the second argument where
 // either is NaN), abs, sqrt, round, copysign, less, less_equal, equal, is_nan, select(mask, yes,
-// no), reduce_add, reduce_max (fixed order: halves), exp, exp2, log, add_log, erf, tanh, transpose. 0 <=
-// count <= kLanes everywhere. Mask::first(count), & | ~, any, all, load_mask(const uint8_t*,
+// no), reduce_add, reduce_max (fixed order: halves), exp, exp2, log, add_log, erf, tanh, transpose.
+// 0 <= count <= kLanes everywhere. Mask::first(count), & | ~, any, all, load_mask(const uint8_t*,
 // count).
 #pragma once
 
