@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from dropped import correlation, hidden_mask, row_mask, score_mask, served
 from torch.utils.checkpoint import checkpoint
 
 import bigkernels as bk
@@ -97,75 +98,6 @@ def test_the_frozen_words_are_unchanged(where):
     counter = (torch.tensor(c) for c in (c0, c1, c2, offset & 0xFFFFFFFF))
     found = dropout.philox(*counter, torch.tensor(seed))
     assert tuple(int(word) for word in found) == WORDS[where]
-
-
-def served(call, *args, **kwargs):
-    """The call's result, or a skip with the backend's reasons."""
-    try:
-        return call(*args, **kwargs)
-    except bk.Unsupported as refusal:
-        pytest.skip(str(refusal))
-
-
-def row_mask(device, shape, p, seed, offset=0, rows=None):
-    """Which elements add_layer_norm keeps: of ones, added to nothing."""
-    x = torch.ones(shape, device=device.type)
-    _, total = served(
-        bk.add_layer_norm,
-        x,
-        torch.zeros_like(x),
-        None,
-        None,
-        dropout_p=p,
-        seed=seed,
-        offset=offset,
-        rows=rows,
-        return_sum=True,
-        backend=device.backend,
-    )
-    values = total.unique()
-    scale = torch.tensor(1 / (1 - p), device=device.type) if p < 1 else torch.tensor(0.0)
-    assert all(v == 0 or torch.isclose(v, scale, rtol=1e-6) for v in values)
-    return (total != 0).cpu()
-
-
-def hidden_mask(device, shape, p, seed, offset=0, rows=None):
-    """Which hidden elements feed_forward keeps: relu of ones, through unit matrices."""
-    eye = torch.eye(shape[-1], device=device.type)
-    x = torch.ones(shape, device=device.type)
-    out = served(
-        bk.feed_forward,
-        x,
-        eye,
-        None,
-        eye,
-        None,
-        "relu",
-        p,
-        seed=seed,
-        offset=offset,
-        rows=rows,
-        backend=device.backend,
-    )
-    return (out != 0).cpu()
-
-
-def score_mask(device, batch, heads, queries, keys, p, seed, offset=0):
-    """Which weights attention keeps: all equal, values the unit matrix. (B, H, Lq, Lk)"""
-    q = torch.zeros(batch, heads, queries, 8, device=device.type)
-    k = torch.zeros(batch, heads, keys, 8, device=device.type)
-    v = torch.eye(keys, device=device.type).expand(batch, heads, keys, keys)
-    out = served(
-        bk.scaled_dot_product_attention,
-        q,
-        k,
-        v,
-        dropout_p=p,
-        seed=seed,
-        offset=offset,
-        backend=device.backend,
-    )
-    return (out != 0).cpu()
 
 
 @pytest.mark.parametrize("mask", [row_mask, hidden_mask])
@@ -262,45 +194,55 @@ def test_packed_attention_keeps_what_padded_does(device):
             start += length
 
 
+def weight_mask(device, shape, p, seed, offset=0):
+    """score_mask with the heads as part of the batch: (B, H * Lq, Lk)."""
+    batch, rows, keys = shape
+    return score_mask(device, batch, 10, rows // 10, keys, p, seed, offset).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("mask", "shape"),
+    [
+        (row_mask, (10, 1000, 1000)),
+        (hidden_mask, (10, 5000, 200)),
+        (weight_mask, (10, 2500, 400)),
+    ],
+    ids=["rows", "hidden", "weights"],
+)
 @pytest.mark.parametrize("p", [0.1, 0.5])
-def test_the_keep_rate_is_within_four_sigma_of_ten_million(p, device):
+def test_the_keep_rate_is_within_four_sigma_of_ten_million(p, mask, shape, device):
     if device.name == "emulated":
         pytest.skip("emulated: too large for the interpreter; its bits equal the others'")
-    mask = row_mask(device, (10, 1000, 1000), p, 2024)
-    count = mask.numel()
+    kept = mask(device, shape, p, 2024)
+    count = kept.numel()
     assert count == 10**7
     sigma = math.sqrt(p * (1 - p) / count)
-    assert abs(float(mask.double().mean()) - (1 - p)) < 4 * sigma
+    assert abs(float(kept.double().mean()) - (1 - p)) < 4 * sigma
     # No column, row or sample of its own is off either: 5 sigma, for there are thousands of them.
     for dims in ((0, 1), (0, 2), (1, 2)):
-        part = mask.double().mean(dims)
+        part = kept.double().mean(dims)
         assert float((part - (1 - p)).abs().max()) < 5 * sigma * math.sqrt(len(part))
 
 
-def correlation(a, b):
-    """Of two masks, in units of its standard deviation under independence."""
-    a, b = a.double().flatten() - a.double().mean(), b.double().flatten() - b.double().mean()
-    return float((a * b).sum() / (a.norm() * b.norm())) * math.sqrt(a.numel())
-
-
-def test_layers_calls_rows_and_heads_are_uncorrelated(device):
+@pytest.mark.parametrize("mask", [row_mask, weight_mask], ids=["rows", "weights"])
+def test_layers_calls_rows_and_heads_are_uncorrelated(mask, device):
     if device.name == "emulated":
         pytest.skip("emulated: too large for the interpreter; its bits equal the others'")
-    shape = (8, 200, 512)
-    base = row_mask(device, shape, 0.1, 1, 0)
+    shape = (8, 200, 512)  # of weights: 10 heads of 20 queries
+    base = mask(device, shape, 0.1, 1, 0)
     others = {
-        "layer": row_mask(device, shape, 0.1, 1, 1),
-        "call": row_mask(device, shape, 0.1, 2, 0),
-        "high half of the seed": row_mask(device, shape, 0.1, 1 | 1 << 32, 0),
+        "layer": mask(device, shape, 0.1, 1, 1),
+        "call": mask(device, shape, 0.1, 2, 0),
+        "high half of the seed": mask(device, shape, 0.1, 1 | 1 << 32, 0),
     }
     for name, other in others.items():
         assert abs(correlation(base, other)) < 4, name
     for shift in (1, 2, 3, 4, 8, 16, 64):
         assert abs(correlation(base[..., shift:], base[..., :-shift])) < 4, f"column + {shift}"
         assert abs(correlation(base[:, shift:], base[:, :-shift])) < 4, f"row + {shift}"
+    for shift in (20, 40, 80):
+        assert abs(correlation(base[:, shift:], base[:, :-shift])) < 4, f"head + {shift // 20}"
     assert abs(correlation(base[1:], base[:-1])) < 4
-    scores = score_mask(device, 4, 4, 128, 128, 0.1, 1)
-    assert abs(correlation(scores[:, 1:], scores[:, :-1])) < 4
 
 
 def drop(x, device, p=0.5):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from inputs import draw, dtypes, gradients, moved
 from torch.autograd.gradcheck import gradcheck, gradgradcheck
 
 import bigkernels as bk
@@ -13,8 +14,6 @@ from bigkernels.testing.oracle import same_bits
 
 HAND_PICKED_AND_RANDOM = cases("ffn")
 MORE_RANDOM = [case for case in cases("ffn", full=True) if case not in HAND_PICKED_AND_RANDOM]
-HALVES = (torch.float32, torch.bfloat16, torch.float16)
-dtypes = pytest.mark.parametrize("dtype", HALVES, ids=("f32", "bf16", "f16"))
 activations = pytest.mark.parametrize("activation", ACTIVATIONS)
 
 
@@ -33,22 +32,10 @@ def require(device, dtype, activation="gelu", gated=False, dropout=False):
     device.require("ffn", Facts(device.type, dtype, activation, gated, dropout, True))
 
 
-def draw(device, dtype, *shapes):
-    return [torch.randn(shape).to(device.type, dtype) for shape in shapes]
-
-
 def weights(device, dtype, width, hidden):
     """weight1, bias1, weight2, bias2 with sums of about unit size."""
     shapes = (hidden, width), (hidden,), (width, hidden), (width,)
     return [t / t.shape[-1] ** 0.5 if t.dim() > 1 else t / 2 for t in draw(device, dtype, *shapes)]
-
-
-def gradients(function, *inputs):
-    """Output and gradients for a fixed random gradient of it."""
-    leaves = [t.detach().requires_grad_() for t in inputs]
-    out = function(*leaves)
-    dout = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out)
-    return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
 
 
 def through_unit_matrices(device, activation="gelu", **options):
@@ -184,9 +171,7 @@ def test_strides_and_addresses_change_no_bit(dtype, device):
     call = through_unit_matrices(device)
     straight = gradients(call, x, bias1, bias2)
     layouts = [x.mT.contiguous().mT, x.transpose(0, 1).contiguous().transpose(0, 1)]
-    for shift in (1, 3, 7):
-        room = torch.empty(x.numel() + shift, dtype=dtype, device=x.device)
-        layouts.append(room[shift:].view(x.shape).copy_(x))
+    layouts += [moved(x, shift) for shift in (1, 3, 7)]
     for layout in layouts:
         assert torch.equal(layout, x)
         for a, b in zip(straight, gradients(call, layout, bias1, bias2), strict=True):

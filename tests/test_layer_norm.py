@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inputs import draw, dtypes, gradients, moved
 
 import bigkernels as bk
 from bigkernels.ops.layer_norm import reference
@@ -14,8 +15,6 @@ HAND_PICKED_AND_RANDOM = cases("layer_norm")
 MORE_RANDOM = [
     case for case in cases("layer_norm", full=True) if case not in HAND_PICKED_AND_RANDOM
 ]
-HALVES = (torch.float32, torch.bfloat16, torch.float16)
-dtypes = pytest.mark.parametrize("dtype", HALVES, ids=("f32", "bf16", "f16"))
 
 
 @pytest.mark.parametrize("case", HAND_PICKED_AND_RANDOM, ids=str)
@@ -43,18 +42,6 @@ def require(device, dtype, n, op="layer_norm", dropout=False):
     device.require("layer_norm", Facts(op, device.type, dtype, dtype, n, dropout, True))
 
 
-def gradients(function, *inputs):
-    """Outputs and gradients for a fixed random gradient of the first output."""
-    leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
-    out = function(*leaves)
-    dout = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out)
-    return [out.detach(), *torch.autograd.grad(out, [t for t in leaves if t is not None], dout)]
-
-
-def draw(device, dtype, *shapes):
-    return [torch.randn(shape).to(device.type, dtype) for shape in shapes]
-
-
 @dtypes
 def test_the_address_changes_no_bit(dtype, device):
     n = 50
@@ -66,11 +53,8 @@ def test_the_address_changes_no_bit(dtype, device):
 
     straight = gradients(call, x, weight, bias)
     for shift in (1, 2, 3, 7) if device.name == "emulated" else range(1, 17):
-        moved = []
-        for t in (x, weight, bias):
-            room = torch.empty(t.numel() + shift, dtype=dtype, device=t.device)
-            moved.append(room[shift:].view(t.shape).copy_(t))
-        for a, b in zip(straight, gradients(call, *moved), strict=True):
+        elsewhere = [moved(t, shift) for t in (x, weight, bias)]
+        for a, b in zip(straight, gradients(call, *elsewhere), strict=True):
             assert same_bits(a, b), f"shift {shift}"
 
 
