@@ -24,10 +24,12 @@ OPS, CUDA = "_C.so", "libbigkernels_cuda.so"
 NATIVE = f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq"
+# Without exceptions: a destructor, which releases the tiles, would bring a weak symbol for them.
+AMX = f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16 -fno-exceptions"
 FLAGS = {  # the only files that may use more than baseline x86-64, and the only OpenMP
     "csrc/isa/avx2.cpp": AVX2,
     "csrc/isa/avx512.cpp": AVX512,
-    "csrc/isa/amx.cpp": f"{AVX512} -mavx512bf16 -mavx512vnni -mamx-tile -mamx-int8 -mamx-bf16",
+    "csrc/isa/amx.cpp": AMX,
     "csrc/common/cpu/threads.cpp": "-fopenmp",
 }
 

@@ -75,7 +75,7 @@ def find_compiler() -> tuple[str, str]:
     if not shutil.which(name.split()[-1]):
         raise MissingError(f"no C++ compiler: {name} is not on the PATH")
     probe = "#include <concepts>\n#include <omp.h>\nint main() { return omp_get_max_threads(); }\n"
-    command = [*name.split(), "-std=c++20", "-fopenmp", "-mavx512f", "-x", "c++", "-fsyntax-only"]
+    command = [*name.split(), "-std=c++20", "-fopenmp", "-mamx-bf16", "-x", "c++", "-fsyntax-only"]
     if subprocess.run([*command, "-"], input=probe, text=True, capture_output=True).returncode:
         raise MissingError(f"{name} cannot compile C++20 with OpenMP for x86-64")
     version = subprocess.run([*name.split(), "--version"], text=True, capture_output=True).stdout

@@ -21,7 +21,7 @@ INFO = PACKAGE / "_build_info.json"
 LIBRARIES = ("_C.so", "libbigkernels_cuda.so")
 
 # The widest register and the vector encodings that a translation unit may use.
-WIDE = {"scalar": "xmm", "avx2": "ymm", "avx512": "zmm"}
+WIDE = {"scalar": "xmm", "avx2": "ymm", "avx512": "zmm", "amx": "zmm"}
 
 # The kernels whose vector code is looked at, and the functions that hold their inner loops.
 KERNELS = {
@@ -33,6 +33,8 @@ KERNELS = {
     "attention_softmax": r"softmax_step<.*::Vec>",
     "attention_softmax_gradient": r"softmax_gradient<.*::Vec>",
 }
+# The same for tile products.
+TILE_KERNELS = {"attention_forward": r"tile_block<\d>"}
 # Prints a digest of what layer_norm's kernels make of exactly representable numbers, so that only they
 # can differ; fails where they do not serve the call.
 FINGERPRINT = """
@@ -146,7 +148,27 @@ def test_avx2_object_has_no_avx512_instruction() -> None:
     assert not leaks, sorted(leaks)[:3]
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_avx512_object_has_no_newer_instruction() -> None:
+    (path,) = objects("avx512")
+    newer = r"tile|tdp|\w*bf16|vpdpbusd|\w+ph\b(?<!vcvtps2ph)"
+    leaks = {(function, code) for function, code in instructions(path) if re.match(newer, code)}
+    assert not leaks, sorted(leaks)[:3]
+
+
+@pytest.mark.parametrize("kernel", TILE_KERNELS)
+def test_tile_kernels_multiply_tiles_and_free_them(kernel: str) -> None:
+    (path,) = objects("amx")
+    found = instructions(path)
+    bodies = [code for function, code in found if re.search(TILE_KERNELS[kernel], function)]
+    products = [code for code in bodies if code.startswith("tdpbf16ps")]
+    assert products, f"no tile product in {kernel}"
+    assert any(re.match(r"tilezero", code) for code in bodies)
+    # What a kernel configures it releases: live tiles would slow the core's other thread down.
+    configured = {function for function, code in found if code.startswith("ldtilecfg")}
+    assert configured == {function for function, code in found if code.startswith("tilerelease")}
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "amx"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_use_the_fma_of_their_isa(isa: str, kernel: str) -> None:
     (path,) = objects(isa)

@@ -15,7 +15,7 @@ import pytest
 import bigkernels
 import bigkernels.cli
 from bigkernels import library
-from bigkernels.cli import doctor, main
+from bigkernels.cli import doctor, machine, main
 from bigkernels.cli.tables import plain_table
 
 ROWS = [["tokens/s", "900", "2.09x"], ["[bold]error[/]", "1.5e-06", ""]]
@@ -65,7 +65,31 @@ def test_doctor_reports_every_operation_on_both_devices(capsys: pytest.CaptureFi
     assert report["operations"]["layer_norm"]["cpu"]["backend"] == explained.chosen
     assert (report["extension_error"] is None) == (report["isa"] is not None)
     if report["isa"] is not None:
-        assert report["isa"] in ("scalar", "avx2", "avx512")
+        assert report["isa"] in ("scalar", "avx2", "avx512", "amx")
+
+
+# Linux refuses the tile registers to a process with a signal stack too small to save them on.
+REFUSED = """
+import ctypes, json, sys
+class Stack(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+room = ctypes.create_string_buffer(8192)
+small = Stack(ctypes.addressof(room), 0, 8192)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(small), None) == 0
+from bigkernels.cli import main
+sys.exit(main(["doctor", "--json"]))
+"""
+
+
+def test_without_permission_for_amx_the_kernels_fall_back_and_doctor_says_so() -> None:
+    if machine.processor()["amx"] != "permitted":
+        pytest.skip("the AMX tile registers are not to be had on this machine")
+    command = [sys.executable, "-c", REFUSED]
+    environment = {**os.environ, "BIGKERNELS_ISA": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    report = json.loads(done.stdout)
+    assert report["cpu"]["amx"].startswith("refused by the kernel")
+    assert report["isa"] in ("avx512", None)
 
 
 def test_doctor_prints_tables_for_people(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +111,7 @@ def test_doctor_says_what_a_pure_install_lacks() -> None:
 import pathlib, sys
 exists = pathlib.Path.exists
 pathlib.Path.exists = lambda self: self.name != "_C.so" and exists(self)
-from bigkernels.cli import doctor, main
+from bigkernels.cli import doctor, machine, main
 missing = {"_C.so": "no C++ compiler was found"}
 doctor.build_info = lambda _: {"built": [], "not_built": missing}
 main(["doctor"])

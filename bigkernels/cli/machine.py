@@ -78,4 +78,5 @@ def _amx(flags: set[str]) -> str:
     status = libc.syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA)
     if status == 0:
         return "permitted"
-    return f"refused by the kernel ({os.strerror(ctypes.get_errno())})"
+    why = os.strerror(ctypes.get_errno())
+    return f"refused by the kernel ({why}): the kernels do without"

@@ -4,6 +4,9 @@
 #include "attention/backward-inl.h"
 #include "attention/forward-inl.h"
 #include "attention/mask_gradient-inl.h"
+#if defined(__AMX_BF16__)
+#include "attention/tiles_forward-inl.h"
+#endif
 
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
@@ -17,6 +20,11 @@ inline int64_t shared_scratch(const AttentionCall& call) {
 
 int64_t attention_forward_scratch(const AttentionCall& call) {
   int64_t bytes = 0;
+#if defined(__AMX_BF16__)
+  if (tiles_serve(call)) {
+    return shared_scratch(call) + forward_tile_scratch(call) * call.num_threads;
+  }
+#endif
   visit_dtype(call.dtype, [&](auto tag) {
     using V = typename VecOf<typename decltype(tag)::type>::type;
     bytes = forward_scratch_per_thread<V>(call);
@@ -25,6 +33,9 @@ int64_t attention_forward_scratch(const AttentionCall& call) {
 }
 
 void attention_forward(const AttentionCall& call) {
+#if defined(__AMX_BF16__)
+  if (tiles_serve(call)) return forward_tiles(call);
+#endif
   visit_dtype(call.dtype, [&](auto tag) { forward_typed<typename decltype(tag)::type>(call); });
 }
 

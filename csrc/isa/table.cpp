@@ -7,6 +7,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace bigkernels {
@@ -31,6 +33,22 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
+// Linux gives a process the tile registers only if it asks, and may refuse.
+bool kernel_permits_tiles() {
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+bool has_amx() {
+  constexpr unsigned int kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAvx512Bf16 = 1u << 5;
+  unsigned int eax, ebx, ecx, edx;
+  if (!has_avx512() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  const bool has_tiles = (edx & kAmxBf16) && (edx & kAmxTile);
+  if (!has_tiles || !__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) return false;
+  static const bool permitted = (eax & kAvx512Bf16) && kernel_permits_tiles();
+  return permitted;
+}
+
 #endif
 
 bool always() { return true; }
@@ -38,6 +56,7 @@ bool always() { return true; }
 // Best first.
 const Candidate kCandidates[] = {
 #if defined(__x86_64__)
+    {&amx::kKernels, has_amx},
     {&avx512::kKernels, has_avx512},
     {&avx2::kKernels, has_avx2},
 #endif

@@ -27,14 +27,17 @@ extern const KernelTable kKernels;
 namespace avx512 {
 extern const KernelTable kKernels;
 }
+namespace amx {
+extern const KernelTable kKernels;
+}
 
 // The table of this process, chosen at the first call: the instruction set that the environment
 // variable BIGKERNELS_ISA names, else the best one this machine has. Throws std::runtime_error,
 // naming the variable, if it asks for what this machine or this build lacks.
 const KernelTable& kernels();
 
-// The table of the named instruction set ("scalar", "avx2", "avx512"); null if there is none of
-// that name or this machine cannot run it.
+// The table of the named instruction set ("scalar", "avx2", "avx512", "amx"); null if there is none
+// of that name or this machine cannot run it.
 const KernelTable* kernels_for(const char* isa);
 
 }  // namespace bigkernels

@@ -297,10 +297,53 @@ _LAYOUTS: list[Row] = [
     ("one sample's query for all", {"shape": (3, 2, 9, 20, 16), "repeated": ("q",)}),
 ]
 
+# bfloat16 with whole tiles of rows: head dimensions that are multiples of 32.
+_TILES: list[Row] = [
+    (f"tiles: {reason}", {"dtype": BF16, **what})
+    for reason, what in (
+        ("one of 16 queries, 31 keys", {"shape": (2, 3, 16, 31, 64)}),
+        ("17 queries, 33 keys: the second hardly used", {"shape": (2, 3, 17, 33, 32), "lse": True}),
+        ("32 of each, nothing left over", {"shape": (2, 3, 32, 32, 64), "lse": True}),
+        ("one over a block of 256 keys", {"shape": (1, 2, 49, 257, 64), "lse": True}),
+        ("several blocks, all that share the keys", {"shape": (1, 1, 300, 600, 32), "lse": True}),
+        ("three steps of 32", {"shape": (1, 2, 40, 40, 96)}),
+        ("values narrower", {"shape": (1, 2, 40, 40, 128), "dim_v": 32}),
+        ("values wider, the widest", {"shape": (1, 1, 20, 40, 64), "dim_v": 256}),
+        ("causal over blocks", {"shape": (1, 2, 290, 290, 32), "causal": True, "lse": True}),
+        ("window over blocks", {"shape": (1, 1, 70, 560, 32), "window": (30, 9), "causal": False}),
+        ("bottom-right", {"shape": (1, 2, 40, 300, 32), "causal": True, "bottom_right": True}),
+        ("key lengths", {"shape": (3, 2, 20, 70, 64), "lengths": (70, 33, 0), "lse": True}),
+        ("padding", {"shape": (3, 2, 20, 70, 64), "mask": "bool", "mask_values": "padding"}),
+        ("dead rows", {"shape": (3, 2, 20, 70, 32), "mask": "bool", "mask_values": "rows"}),
+        ("bias", {"shape": (2, 3, 20, 300, 32), "mask": "float", "lse": True}),
+        (
+            "float32 bias, off by -inf",
+            {"shape": (2, 3, 20, 37, 32), "mask": "float32", "mask_values": "infinite"},
+        ),
+        (
+            "off by a huge bias",
+            {"shape": (2, 3, 20, 37, 64), "mask": "float", "mask_values": "huge"},
+        ),
+        ("negative scale", {"shape": (2, 2, 20, 40, 64), "scale": -0.2, "lse": True}),
+        ("every key alike", {"shape": (2, 2, 20, 40, 64), "scale": 0.0, "lse": True}),
+        ("grouped heads", {"shape": (2, 4, 33, 40, 64), "heads_kv": 2}),
+        (
+            "sharp scores over blocks",
+            {"shape": (1, 2, 20, 520, 64), "values": "sharpest", "lse": True},
+        ),
+        (
+            "dropout over blocks, causal",
+            {"shape": (1, 2, 40, 300, 32), "dropout_p": 0.3, "causal": True},
+        ),
+        ("dropout of all", {"shape": (1, 2, 20, 40, 32), "dropout_p": 1.0}),
+    )
+]
+
 DENSE: list[Row] = [
     *_HEAD_DIMS,
     *_LENGTHS,
     *_DTYPES,
+    *_TILES,
     *_MASKS,
     *_POSITIONS,
     *_HEADS,
@@ -327,6 +370,10 @@ PACKED: list[Row] = [
     ("grouped, one panel a sequence", {"lengths": (9, 3), "heads": 4, "heads_kv": 1}),
     ("values of another width", {"lengths": (9, 30), "dim": 24, "dim_v": 40}),
     ("BERT", {"lengths": (20, 7, 33), "heads": 12, "dim": 64}),
+    (
+        "BERT, bfloat16, causal",
+        {"lengths": (300, 0, 33), "heads": 2, "dim": 64, "causal": True, "dtype": BF16},
+    ),
     ("MiniLM, bfloat16", {"lengths": (20, 7, 33), "heads": 12, "dim": 32, "dtype": BF16}),
     ("float16", {"lengths": (20, 7, 33), "dim": 32, "dtype": F16}),
     ("float64", {"lengths": (20, 7, 33), "dim": 19, "dtype": F64, "lse": True}),

@@ -1,4 +1,5 @@
-// The verbs of simd.h for AVX-512 (F, BW, VL, DQ).
+// The verbs of simd.h for AVX-512 (F, BW, VL, DQ). The CPUs with AMX use them beside its tiles
+// (tiles.h), in a namespace of their own.
 #pragma once
 
 // GCC 12 takes the deliberately undefined registers of its own intrinsics for a fault.
@@ -12,9 +13,13 @@
 
 #include "common/dtype.h"
 
+#if defined(__AMX_TILE__)
+#define BIGKERNELS_ISA_NAMESPACE amx
+#else
 #define BIGKERNELS_ISA_NAMESPACE avx512
+#endif
 
-namespace bigkernels::avx512 {
+namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 
 struct Mask {
@@ -64,7 +69,7 @@ inline __m256i narrow(__m512 v, const Float16*) {
 
 struct Vec {
   using Scalar = float;
-  using Mask = avx512::Mask;
+  using Mask = BIGKERNELS_ISA_NAMESPACE::Mask;
   static constexpr int kLanes = 16;
   __m512 v;
 
@@ -260,4 +265,4 @@ inline Vec as_float(VecU a) { return {_mm512_castsi512_ps(a.v)}; }
 inline Vec to_vec(VecU a) { return {_mm512_cvtepu32_ps(a.v)}; }
 
 }  // namespace
-}  // namespace bigkernels::avx512
+}  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE

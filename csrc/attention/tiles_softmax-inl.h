@@ -1,0 +1,185 @@
+// Softmax of a block of scores that lie query by query, a row of keys each, as tiles leave them:
+// masks, maxima, exponentials, dropout. The weights become the left operand of the next product.
+#pragma once
+
+#include "attention/dropout-inl.h"
+#include "attention/mask-inl.h"
+#include "common/cpu/tiles.h"
+
+namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
+namespace {
+
+// Keys of a block: a sequence no longer than this needs no second look at its scores. Blocks begin
+// at multiples of it, and a key that is off adds exact zeros, so a row depends neither on padding
+// nor on its neighbours.
+constexpr int64_t kTileKeys = 256;
+// Floats from query to query, no power of two.
+constexpr int64_t kScoreRow = kTileKeys + kTileSide;
+
+// The running state of up to 32 queries.
+struct TilePanel {
+  Range queries, keys;
+  int64_t tiles;             // of queries: 1 or 2
+  bool started;              // false: out holds nothing yet
+  BFloat16* query;           // left operand (32, D)
+  float* out;                // (32, Dv), to be divided by sum
+  float *top, *sum, *carry;  // (32,): maximum, sum of exponentials, factor of the last step
+  uint32_t* dropout_words;   // (2, 32)
+  PanelDropout dropout;
+};
+
+// How scores become exponents of two. Folded: 2^(score * factor - top), one rounding. Else masks
+// were added to scores already scaled, and as those may hold the least finite number, which has no
+// multiple, the difference comes first: 2^((score - top) * factor).
+struct Exponent {
+  bool folded;
+  float scale, factor;
+};
+
+inline Exponent exponent_of(const AttentionCall& call) {
+  const bool additive =
+      call.mask.type == MaskType::kSameAsQuery || call.mask.type == MaskType::kFloat32;
+  const double folded = call.scale * kLog2EExact;
+  // The largest score is the largest exponent only under a positive scale.
+  const bool usual = !additive && folded > 1e-30 && folded < 1e30;
+  return {usual, static_cast<float>(call.scale), static_cast<float>(usual ? folded : kLog2EExact)};
+}
+
+// Scores of keys [keys.begin, keys.end) from the block's first on, scaled unless the exponent is
+// folded, and the mask.
+template <class M>
+void mask_rows(const AttentionCall& call, const Sequence& s, int64_t head, const TilePanel& panel,
+               Range keys, int64_t block, const Exponent& exponent, float* scores) {
+  const AttentionMask& m = call.mask;
+  const M* mask = static_cast<const M*>(m.data) + s.batch * m.batch + head * m.head;
+  const Vec scale = Vec::broadcast(exponent.folded ? 1.0f : exponent.scale);
+  for (int64_t i = panel.queries.begin; i < panel.queries.end; ++i) {
+    float* row = scores + (i - panel.queries.begin) * kScoreRow - block;
+    for (int64_t j = keys.begin; j < keys.end; j += Vec::kLanes) {
+      const int64_t filled = min_int(Vec::kLanes, keys.end - j);
+      const Vec bias = load_biases<Vec>(mask + i * m.query + j * m.key, m.key, filled);
+      store(row + j, masked<Vec, M>(Vec::load(row + j) * scale, bias), filled);
+    }
+  }
+}
+
+inline void scale_rows(const TilePanel& panel, int64_t begin, int64_t end, float scale,
+                       float* scores) {
+  for (int64_t r = 0; r < panel.queries.end - panel.queries.begin; ++r) {
+    float* row = scores + r * kScoreRow;
+    for (int64_t j = begin; j < end; j += Vec::kLanes) {
+      store(row + j, Vec::load(row + j) * Vec::broadcast(scale));
+    }
+  }
+}
+
+inline void fill_off(float* row, int64_t begin, int64_t end) {
+  for (int64_t j = begin; j < end; j += Vec::kLanes) {
+    store(row + j, off_score<Vec>(), min_int(Vec::kLanes, end - j));
+  }
+}
+
+// Turns off what is not a key of the query: outside `keys`, which share tiles [begin, end) with
+// others, and outside the causal band and the window.
+inline void mask_ends(const Sequence& s, const TilePanel& panel, Range keys, int64_t block,
+                      int64_t begin, int64_t end, float* scores) {
+  const bool whole = keys.begin == block + begin && keys.end == block + end;
+  if (whole && inside_band(s, panel.queries, keys)) return;
+  for (int64_t i = panel.queries.begin; i < panel.queries.end; ++i) {
+    float* row = scores + (i - panel.queries.begin) * kScoreRow;
+    const int64_t first = max_int(keys.begin, i - s.left) - block;
+    const int64_t last = min_int(keys.end, i + s.right + 1) - block;
+    fill_off(row, begin, min_int(first, end));
+    fill_off(row, max_int(last, begin), end);
+  }
+}
+
+// All that turns keys off or adds to scores.
+inline void mask_panel(const AttentionCall& call, const Sequence& s, int64_t head,
+                       const TilePanel& panel, Range keys, int64_t block, int64_t begin,
+                       int64_t end, const Exponent& exponent, float* scores) {
+  if (call.mask.type == MaskType::kBool) {
+    mask_rows<uint8_t>(call, s, head, panel, keys, block, exponent, scores);
+  } else if (call.mask.type == MaskType::kSameAsQuery) {
+    mask_rows<BFloat16>(call, s, head, panel, keys, block, exponent, scores);
+  } else if (call.mask.type == MaskType::kFloat32) {
+    mask_rows<float>(call, s, head, panel, keys, block, exponent, scores);
+  } else if (!exponent.folded) {
+    scale_rows(panel, begin, end, exponent.scale, scores);
+  }
+  mask_ends(s, panel, keys, block, begin, end, scores);
+}
+
+// Moves the maxima of 16 queries on and returns what their exponents count from.
+inline Vec raise_tops(const float* scores, int64_t begin, int64_t end, const Exponent& exponent,
+                      float* top, float* carry) {
+  Vec rows[16];
+  for (int r = 0; r < 16; ++r) rows[r] = off_score<Vec>();
+  for (int64_t j = begin; j < end; j += Vec::kLanes) {
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) rows[r] = max(rows[r], Vec::load(scores + r * kScoreRow + j));
+  }
+  const Vec factor = Vec::broadcast(exponent.factor);
+  Vec highest = reduce_rows(rows, [](Vec a, Vec b) { return max(a, b); });
+  if (exponent.folded) highest = highest * factor;
+  const Vec before = Vec::load(top), now = max(before, highest);
+  store(top, now);
+  // A query without any key so far has nothing to subtract: -inf - -inf would be NaN.
+  const Vec base = select(equal(now, off_score<Vec>()), Vec::zero(), now);
+  const Vec fall = before - base;
+  store(carry, exp2(exponent.folded ? fall : fall * factor));
+  return base;
+}
+
+// One query's scores become exponentials, rounded, after dropout, to `weights`, 32 keys every
+// `step` elements. Returns the sums (of what dropout sees) lane by lane.
+template <bool kFolded, bool kDrop>
+inline Vec weigh_row(const float* scores, int64_t begin, int64_t end, float base, float factor,
+                     const Dropout* dropout, VecU words, int64_t block, int64_t step,
+                     BFloat16* weights) {
+  const Vec by = Vec::broadcast(factor), from = Vec::broadcast(base);
+  Vec sum = Vec::zero();
+  for (int64_t j = begin; j < end; j += kTileDepth, weights += step) {
+    Vec weight[2];
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const int64_t at = j + half * Vec::kLanes;
+      const Vec score = Vec::load(scores + at);
+      weight[half] =
+          exp2(kFolded ? Vec{_mm512_fmsub_ps(score.v, by.v, from.v)} : (score - from) * by);
+      sum = sum + weight[half];
+      if constexpr (kDrop) {
+        const Vec::Mask keep = dropout_keep(*dropout, words, block + at);
+        weight[half] = select(keep, weight[half], Vec::zero());
+      }
+    }
+    store_bits(weights, narrow_pair(weight[0], weight[1]));
+  }
+  return sum;
+}
+
+// 16 queries of the panel, from query `first` on; `weights`: their first tile.
+template <bool kFolded, bool kDrop>
+void softmax_rows(TilePanel* panel, int64_t first, const float* scores, int64_t block,
+                  int64_t begin, int64_t end, const Exponent& exponent, const Dropout* dropout,
+                  BFloat16* weights) {
+  alignas(64) float base[16];
+  store(base, raise_tops(scores, begin, end, exponent, panel->top + first, panel->carry + first));
+  Vec sums[16];
+  for (int r = 0; r < 16; ++r) {
+    VecU words = {};
+    if constexpr (kDrop) {
+      words =
+          dropout_row(*dropout, panel->dropout.query[first + r], panel->dropout.head[first + r]);
+    }
+    sums[r] = weigh_row<kFolded, kDrop>(scores + r * kScoreRow, begin, end, base[r],
+                                        exponent.factor, dropout, words, block,
+                                        panel->tiles * kTileSize, weights + r * kTileDepth);
+  }
+  const Vec sum = reduce_rows(sums, [](Vec a, Vec b) { return a + b; });
+  store(panel->sum + first,
+        fma(Vec::load(panel->sum + first), Vec::load(panel->carry + first), sum));
+}
+
+}  // namespace
+}  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE

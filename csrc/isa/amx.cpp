@@ -1,0 +1,10 @@
+// The CPU kernels for AMX (bfloat16 tiles) beside AVX-512. Empty on other architectures.
+#if defined(__x86_64__)
+#if !defined(__AMX_TILE__) || !defined(__AMX_BF16__) || !defined(__AVX512BF16__) || \
+    !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) ||    \
+    !defined(__AVX512DQ__)
+#error "amx.cpp is compiled with the flags of avx512.cpp, -mavx512bf16 -mamx-tile and -mamx-bf16"
+#endif
+#define BIGKERNELS_ISA_NAME "amx"
+#include "isa/rooms-inl.h"
+#endif
