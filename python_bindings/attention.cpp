@@ -251,13 +251,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
       wanted ? empty(q, sizes_of(*mask), mask->scalar_type()) : no_output(q, q.scalar_type());
   call.out = Arguments::rows_of_heads(out_rows);
   call.lse = lse_rows.data_ptr();
-  AttentionGradients gradients = {Arguments::rows_of_heads(dout_rows),
-                                  dlse.has_value() ? dlse_rows.const_data_ptr() : nullptr,
-                                  Arguments::rows_of_heads(dq),
-                                  Arguments::rows_of_heads(dk),
-                                  Arguments::rows_of_heads(dv),
-                                  wanted ? dmask.mutable_data_ptr() : nullptr,
-                                  {}};
+  AttentionGradients gradients = {};
+  gradients.dout = Arguments::rows_of_heads(dout_rows);
+  if (dlse.has_value()) gradients.dlse = dlse_rows.const_data_ptr();
+  gradients.dq = Arguments::rows_of_heads(dq);
+  gradients.dk = Arguments::rows_of_heads(dk);
+  gradients.dv = Arguments::rows_of_heads(dv);
+  if (wanted) gradients.dmask = dmask.mutable_data_ptr();
   for (int dim = 0; wanted && dim < 4; ++dim) gradients.mask_sizes[dim] = mask->sizes()[dim];
   const AttentionKernels& room = kernels().attention;
   const Scratch scratch(q, room.backward_scratch(call, gradients));

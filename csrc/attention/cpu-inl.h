@@ -3,6 +3,7 @@
 
 #include "attention/backward-inl.h"
 #include "attention/forward-inl.h"
+#include "attention/lse_rest-inl.h"
 #include "attention/mask_gradient-inl.h"
 #if defined(__AMX_BF16__)
 #include "attention/tiles_forward-inl.h"
@@ -39,20 +40,41 @@ void attention_forward(const AttentionCall& call) {
   visit_dtype(call.dtype, [&](auto tag) { forward_typed<typename decltype(tag)::type>(call); });
 }
 
+// The scratch of the backward: lse_rest, what is shared, the threads' own.
+template <class T>
+struct BackwardScratch {
+  using V = typename VecOf<T>::type;
+  int64_t rest, per_thread;
+
+  BackwardScratch(const AttentionCall& call, const AttentionGradients& gradients) {
+    Arena arena = {0, 0};
+    arena.take<typename V::Scalar>(statistic_count(call));
+    rest = arena.used;
+    per_thread = backward_scratch_per_thread<V>(call, plan_backward(call));
+    if (gradients.dmask == nullptr) return;
+    per_thread = max_int(per_thread, mask_gradient_scratch_per_thread<V>(call));
+  }
+};
+
 int64_t attention_backward_scratch(const AttentionCall& call, const AttentionGradients& gradients) {
   int64_t bytes = 0;
   visit_dtype(call.dtype, [&](auto tag) {
-    using V = typename VecOf<typename decltype(tag)::type>::type;
-    bytes = backward_scratch_per_thread<V>(call, plan_backward(call));
-    if (gradients.dmask == nullptr) return;
-    bytes = max_int(bytes, mask_gradient_scratch_per_thread<V>(call));
+    const BackwardScratch<typename decltype(tag)::type> scratch(call, gradients);
+    bytes = scratch.rest + shared_scratch(call) + scratch.per_thread * call.num_threads;
   });
-  return shared_scratch(call) + bytes * call.num_threads;
+  return bytes;
 }
 
-void attention_backward(const AttentionCall& call, const AttentionGradients& gradients) {
-  visit_dtype(call.dtype, [&](auto tag) {
+void attention_backward(const AttentionCall& given, const AttentionGradients& wanted) {
+  visit_dtype(given.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
+    using S = typename VecOf<T>::type::Scalar;
+    const BackwardScratch<T> scratch(given, wanted);
+    AttentionCall call = given;
+    AttentionGradients gradients = wanted;
+    call.scratch = static_cast<char*>(given.scratch) + scratch.rest;
+    S* rest = static_cast<S*>(given.scratch);
+    if (find_lse_rest<T>(call, scratch.per_thread, rest)) gradients.lse_rest = rest;
     backward_typed<T>(call, gradients);
     if (gradients.dmask != nullptr) mask_gradient_typed<T>(call, gradients);
   });

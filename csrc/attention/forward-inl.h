@@ -89,26 +89,6 @@ inline V top_score(const typename V::Scalar* scores, int64_t count, int64_t widt
   return max(max(top[0], top[1]), max(top[2], top[3]));
 }
 
-// Scores become e^(score - top) = 2^((score - top) log2(e)). The difference comes first: a mask may
-// hold the least finite number, which has no multiple. Returns the sum of each lane, four sums by
-// the key's place in its block: blocks begin at multiples of 4.
-template <class V>
-inline V exponentials(typename V::Scalar* scores, int64_t count, int64_t width, V top) {
-  const V log2e = V::broadcast(static_cast<typename V::Scalar>(kLog2EExact));
-  V sums[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
-  const auto turn = [&](int64_t j, V* sum) {
-    const V weight = exp2((V::load(scores + j * width) - top) * log2e);
-    store(scores + j * width, weight);
-    *sum = *sum + weight;
-  };
-  int64_t j = 0;
-  for (; j + 4 <= count; j += 4) {
-    for (int c = 0; c < 4; ++c) turn(j + c, &sums[c]);
-  }
-  for (int c = 0; j + c < count; ++c) turn(j + c, &sums[c]);
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
-
 // Scores become exponentials; top, sum and carry move on.
 template <class V>
 __attribute__((noinline)) void softmax_step(ForwardPanel<V>* panel, int64_t count,

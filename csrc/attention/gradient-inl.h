@@ -24,6 +24,7 @@ struct GradientPanel {
   S* dquery;                  // (D, width)
   bool started;               // dquery holds something
   S *lse, *delta;             // (width,): lse, inf without keys; sum of dout * out, less dlse
+  S* lse_rest;                // (width,): to be added to log2 of the weights
   uint32_t* dropout_words;    // (2, width)
   PanelDropout dropout;
 };
@@ -57,8 +58,9 @@ GradientScratch<V> gradient_scratch(const AttentionCall& call, int64_t panels, A
     panel.query_rows = arena->take<S>(width * dim);
     panel.dout_rows = arena->take<S>(width * dim_v);
     panel.dquery = arena->take<S>(call.dim * width);
-    panel.lse = arena->take<S>(2 * width);
+    panel.lse = arena->take<S>(3 * width);
     panel.delta = panel.lse + width;
+    panel.lse_rest = panel.delta + width;
     panel.dropout_words = arena->take<uint32_t>(2 * width);
   }
   return room;
@@ -99,6 +101,7 @@ void begin_statistics(const AttentionCall& call, const AttentionGradients& gradi
                      call.out.row, count, call.dim_v, 1, out, width);
   const S* lse = static_cast<const S*>(call.lse) + at;
   const S* dlse = static_cast<const S*>(gradients.dlse);
+  const S* rest = static_cast<const S*>(gradients.lse_rest);
   for (int64_t lane = 0; lane < width; lane += V::kLanes) {
     V delta = row_products<V>(out + lane, panel->dout + lane, call.dim_v, width);
     if (dlse != nullptr) delta = delta - load_up_to<V>(dlse + at + lane, count - lane);
@@ -107,6 +110,8 @@ void begin_statistics(const AttentionCall& call, const AttentionGradients& gradi
     const typename V::Mask none =
         equal(sum, off_score<V>()) | ~V::Mask::first(min_int(V::kLanes, count - lane));
     store(panel->lse + lane, select(none, V::zero() - off_score<V>(), sum));
+    store(panel->lse_rest + lane,
+          rest != nullptr ? load_up_to<V>(rest + at + lane, count - lane) : V::zero());
   }
 }
 
@@ -143,8 +148,9 @@ __attribute__((noinline)) void softmax_gradient(const GradientScratch<V>& room,
   const bool dropped = panel.dropout.on;
   for (int64_t lane = 0; lane < width; lane += V::kLanes) {
     const V lse = V::load(panel.lse + lane), delta = V::load(panel.delta + lane);
+    const V rest = V::load(panel.lse_rest + lane);
     for (int64_t at = lane; at < count * width; at += width) {
-      const V weight = exp2((V::load(room.weights + at) - lse) * log2e);
+      const V weight = exp2(fma(V::load(room.weights + at) - lse, log2e, rest));
       store(room.weights + at, weight);
       if (dropped) {
         store(room.shares + at, weight * delta);

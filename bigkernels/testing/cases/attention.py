@@ -31,7 +31,8 @@ class AttentionCase(Case):
     shape: (B, H, Lq, Lk, D). heads_kv, dim_v: where not H and D. mask: "", "bool", "float" (of the
     case's dtype) or "float32"; mask_dims: the letters of "bhqk" along which it is not broadcast;
     mask_values: "random", or "padding" (the ends of samples off), "dead" (also a whole sample),
-    "rows" (also single queries), "infinite" (additive, with -inf), "huge" (additive, -1e4 for off).
+    "rows" (also single queries), "infinite" (additive, with -inf), "huge" (additive, -1e4 for off),
+    "least" (additive, the dtype's least number for off, also a whole sample).
     causal, bottom_right, window, lengths, softcap: as the function's arguments. alibi, sinks:
     given. rows: dropout positions are those of another batch. by_position: memory order
     (B, L, H, D). values: a key of SPREADS. repeated: names of inputs with stride 0 along the batch.
@@ -115,7 +116,7 @@ class AttentionCase(Case):
         if self.mask_values != "random":
             on = torch.arange(size[3]) < size[3] - torch.arange(size[0])[:, None, None, None] * 2
             on = on.expand(size).clone()
-        if self.mask_values == "dead":
+        if self.mask_values in ("dead", "least"):
             on[-1] = False
         if self.mask_values == "rows":
             on[:, :, 1::3] = False
@@ -124,8 +125,8 @@ class AttentionCase(Case):
         dtype = torch.float32 if self.mask == "float32" else self.dtype
         if self.mask_values == "random":
             return noise.to(dtype)
-        off = -1e4 if self.mask_values == "huge" else -math.inf
-        return noise.masked_fill(~on, off).to(dtype)
+        off = {"huge": -1e4, "least": torch.finfo(dtype).min}.get(self.mask_values, -math.inf)
+        return noise.to(dtype).masked_fill(~on, off)
 
     def _visible(self) -> Tensor | None:
         _, _, queries, keys, _ = self.shape

@@ -137,6 +137,26 @@ _MASKS: list[Row] = [
         "-1e4 for off, as old BERT code has it",
         {"shape": (3, 2, 9, 20, 32), "mask": "float", "mask_values": "huge", "mask_dims": "bk"},
     ),
+    *(
+        (
+            f"the least {name} for off, a sample of padding alone: plain averages",
+            {
+                "shape": (3, 2, 9, 150, 32),
+                "mask": mask,
+                "mask_values": "least",
+                "mask_dims": "bqk",
+                "dtype": dtype,
+                "lse": True,
+            },
+        )
+        for name, mask, dtype in (
+            ("float32", "float", F32),
+            ("float32 beside bfloat16", "float32", BF16),
+            ("bfloat16", "float", BF16),
+            ("float16", "float", F16),
+            ("float64", "float", F64),
+        )
+    ),
     ("one number for all keys", {"shape": (2, 3, 1, 30, 16), "mask": "bool", "mask_dims": "h"}),
 ]
 
@@ -222,14 +242,28 @@ _NUMERICS: list[Row] = [
         "one key takes nearly all, float16",
         {"shape": (2, 2, 20, 40, 32), "values": "sharp", "dtype": F16},
     ),
-    # Their gradients come from a rounded lse, which loses |lse| * 2^-24: see the room's README.
-    (
-        "scores of hundreds: exp would overflow",
-        {"shape": (1, 2, 20, 300, 64), "values": "sharpest", "grads": ""},
+    # That of bfloat16 has gradients of nothing but what rounding took from out: see the README.
+    *(
+        (
+            f"scores of hundreds, {name}",
+            {"shape": (1, 2, 20, keys, 64), "values": "sharpest", "dtype": dtype, "grads": grads},
+        )
+        for name, keys, dtype, grads in (
+            ("float32: exp would overflow", 300, F32, "qkv"),
+            ("bfloat16", 40, BF16, ""),
+            ("float16", 40, F16, "qkv"),
+            ("float64", 40, F64, "qkv"),
+        )
     ),
     (
-        "scores of hundreds, bfloat16",
-        {"shape": (1, 2, 20, 40, 64), "values": "sharpest", "dtype": BF16, "grads": ""},
+        "scores of hundreds with a bias and dropout",
+        {
+            "shape": (2, 2, 60, 150, 64),
+            "values": "sharpest",
+            "mask": "float",
+            "mask_dims": "hqk",
+            "dropout_p": 0.2,
+        },
     ),
     ("lse and its gradient", {"shape": (2, 2, 20, 37, 32), "lse": True}),
     ("lse over several blocks", {"shape": (1, 1, 60, 400, 16), "lse": True, "causal": True}),
