@@ -74,7 +74,7 @@ demo: build
 	$(RUN) -m bigkernels demo $(ARGS)
 
 bench: build
-	$(RUN) -m pytest -q benchmarks --benchmark-enable $(ARGS)
+	$(RUN) -m bigkernels bench $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info bigkernels/*.so bigkernels/_build_info.json

@@ -30,6 +30,7 @@ FLAGS = {  # the only files that may use more than baseline x86-64, and the only
     "csrc/isa/avx2.cpp": AVX2,
     "csrc/isa/avx512.cpp": AVX512,
     "csrc/isa/amx.cpp": AMX,
+    "csrc/common/cpu/core_state.cpp": "-mamx-tile -mamx-bf16",
     "csrc/common/cpu/threads.cpp": "-fopenmp",
 }
 

@@ -1,7 +1,9 @@
-// What `bigkernels doctor` asks of the CPU kernels: a plain C function, without torch or Python.
+// What `bigkernels doctor` and `bench` ask of the CPU kernels: plain C functions, without torch or
+// Python.
 #include <exception>
 #include <string>
 
+#include "common/cpu/core_state.h"
 #include "isa/table.h"
 
 // Name of the instruction set the kernels run with, or "error: " and why none could be chosen.
@@ -12,4 +14,12 @@ extern "C" __attribute__((visibility("default"))) const char* bigkernels_cpu_isa
     static const std::string message = std::string("error: ") + error.what();
     return message.c_str();
   }
+}
+
+// cycles[0], cycles[1]: best and worst core of common/cpu/core_state.h; zeros without AMX.
+extern "C" __attribute__((visibility("default"))) void bigkernels_core_state(int num_threads,
+                                                                             double* cycles) {
+  const bigkernels::CoreState state = bigkernels::core_state(num_threads);
+  cycles[0] = state.best;
+  cycles[1] = state.worst;
 }

@@ -212,9 +212,9 @@ def test_a_model_that_is_not_there_is_one_line(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("transformers", reason="needs transformers")
-    from bigkernels.cli import bench
+    from bigkernels.cli import throughput
 
-    monkeypatch.setattr(bench, "raw_texts", lambda: ["good"] * 64)
+    monkeypatch.setattr(throughput, "raw_texts", lambda: ["good"] * 64)
     assert main(command.split()) == 1
     assert capsys.readouterr().err == f"bigkernels {command.split()[0]}: no such folder: /nowhere\n"
 
@@ -222,10 +222,10 @@ def test_a_model_that_is_not_there_is_one_line(
 def test_bench_ends_in_three_lines(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bigkernels.cli import bench
+    from bigkernels.cli import throughput
 
     texts = [" ".join(["good", "film"] * (1 + i % 7)) for i in range(64)]
-    monkeypatch.setattr(bench, "raw_texts", lambda: texts)
+    monkeypatch.setattr(throughput, "raw_texts", lambda: texts)
     flags = ["bench", "--quick", "--mine", str(model), "--batch-size", "8"]
     assert main(flags) == 0
     speed_up, difference, code = capsys.readouterr().out.splitlines()[-3:]

@@ -12,7 +12,7 @@ from typing import Any, cast
 COMMANDS = {
     "doctor": "what was built, which backend serves each operation here, and why not the others",
     "verify": "check an accelerated model against the stock one, in float64",
-    "bench": "time stock against accelerated on this machine",
+    "bench": "time every kernel and model against every peer that is installed here",
     "finetune": "fine-tune a classifier, stock or accelerated (run_glue's flags)",
     "demo": "the real MiniLM on real sentences: accelerate, verify, measure, fine-tune",
 }
@@ -69,13 +69,23 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands["verify"]
     verify.add_argument("model_path", help="folder or hub name of a transformers model")
     verify.add_argument("--text", action="append", help="a sentence to run (repeatable)")
-    bench = commands["bench"]
-    bench.add_argument("--mine", metavar="MODEL_PATH", help="your model (default: the real MiniLM)")
-    bench.add_argument("--quick", action="store_true", help="a minute instead of several")
-    for command in (bench, commands["demo"]):
+    _bench_flags(commands["bench"])
+    for command in (commands["bench"], commands["demo"]):
         command.add_argument("--threads", type=_positive, help="torch threads (default: torch's)")
-    bench.add_argument("--batch-size", type=_positive, default=32, help="sentences a batch")
     return parser
+
+
+def _bench_flags(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("--quick", action="store_true", help="three minutes instead of forty")
+    bench.add_argument("--cases", metavar="REGEX", help="only cases whose id matches")
+    bench.add_argument("--peers", metavar="NAME,NAME", help="only these peers")
+    bench.add_argument("--rounds", type=_positive, help="undisturbed samples of each peer")
+    bench.add_argument("--list", action="store_true", help="name cases and peers and stop")
+    bench.add_argument("--out", metavar="FOLDER", default="bench-results", help="(bench-results)")
+    bench.add_argument("--mine", metavar="MODEL_PATH", help="your model, stock and accelerated")
+    bench.add_argument(
+        "--batch-size", type=_positive, default=32, help="sentences a batch (--mine)"
+    )
 
 
 def _positive(text: str) -> int:

@@ -1,148 +1,120 @@
-"""``bigkernels bench``: stock against accelerated on this machine, on real sentences."""
+"""``bigkernels bench``: every kernel and model against every peer that is installed here."""
 
 from __future__ import annotations
 
 import argparse
-import copy
-import dataclasses
-import functools
-import time
+import importlib.util
+import json
+import re
+import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import torch
 
-import bigkernels
-from bigkernels.testing.timing import Timing, interleave
-from bigkernels.training.data import DataError, minilm_path, raw_texts
-
-from . import CommandError, encoders, print_json
-from .encoders import Encoder
+from . import CommandError, print_json
 from .tables import print_table
-from .verify import as_json
 
-CODE = "import bigkernels; bigkernels.accelerate(model)"
-
-
-class Effort(NamedTuple):
-    """How much of each order is timed. A disturbed machine may end it after ``seconds``."""
-
-    batches: int
-    rounds: int
-    seconds: float
-
-
-QUICK, FULL = Effort(6, 3, 40.0), Effort(24, 5, 300.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Throughput:
-    """Forward passes over the same batches: seconds are sums of each batch's median."""
-
-    order: str
-    batches: int
-    tokens: int  # real ones: padding does not count
-    stock_seconds: float
-    seconds: float
-    disturbed: int  # samples thrown away because another program had the processor
-
-    @property
-    def speed_up(self) -> float:
-        """How many times faster than stock."""
-        return self.stock_seconds / self.seconds
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields and the speed-up as plain values."""
-        return dataclasses.asdict(self) | {"speed_up": self.speed_up}
+COLUMNS = ("peer", "ms", "quartiles", "speed-up", "error", "peak MB", "kept MB", "first s", "roof")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Status 0; 1 if the accelerated model failed its verification."""
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    try:
-        texts = raw_texts()
-        path = arguments.mine or str(minilm_path())
-    except DataError as error:
-        raise CommandError(str(error)) from error
-    encoder = encoders.load(path)
+    """Status 0; 1 if a model given with --mine failed its verification."""
+    if arguments.mine:
+        from . import throughput
+
+        return throughput.run(arguments)
+    if importlib.util.find_spec("numpy") is None:
+        raise CommandError('needs numpy: pip install "bigkernels[bench]"')
+    from bigkernels.bench import peers
+    from bigkernels.bench.run import FULL, QUICK
+    from bigkernels.bench.run import run as run_all
+
+    chosen = _chosen(arguments)
+    if arguments.list:
+        print("\n".join(case.id for case in chosen))
+        print_peers([vars(peer) | {"missing": peer.missing()} for peer in peers.PEERS])
+        return 0
+    names = [name.strip() for name in arguments.peers.split(",")] if arguments.peers else []
+    known = {peer.name for peer in peers.PEERS}
+    if unknown := [name for name in names if name not in known]:
+        raise CommandError(f"--peers: {unknown[0]!r} not in {', '.join(sorted(known))}")
     effort = QUICK if arguments.quick else FULL
-    stock = encoder._replace(model=copy.deepcopy(encoder.model))
-    report = bigkernels.accelerate(encoder.model).report()
-    if not report.swapped:
-        raise CommandError(str(report).splitlines()[-1])
-    first = encoders.encode(encoder, texts[: arguments.batch_size])
-    found = bigkernels.verify(encoder.model, first)
-    measured = throughputs(stock, encoder, texts, arguments.batch_size, effort)
+    if arguments.rounds:
+        effort = effort._replace(rounds=arguments.rounds)
+    threads = arguments.threads or torch.get_num_threads()
+    found = run_all(chosen, effort, threads, names, lambda text: print(text, file=sys.stderr))
+    file = write(found, Path(arguments.out))
     if arguments.json:
-        orders = [measurement.as_json() for measurement in measured]
-        settings = {"threads": torch.get_num_threads(), "batch_size": arguments.batch_size}
-        result = {"model": path, **settings, "throughput": orders, "verification": as_json(found)}
-        print_json({**result, "code": CODE})
-    else:
-        _print(path, arguments.batch_size, measured)
-        verdict = (
-            "verified" if found.passed else "VERIFICATION FAILED: bigkernels verify says where"
-        )
-        gains = ", ".join(f"{m.speed_up:.2f}x ({m.order})" for m in measured)
-        print(f"speed-up: {gains}")
-        print(f"largest difference from stock: {found.largest_difference:.2e} ({verdict})")
-        print(CODE)
-    return 0 if found.passed else 1
+        print_json(found)
+        return 0
+    show(found)
+    print(f"{len(found['rows'])} rows in {found['seconds']:.0f} s: {file}")
+    return 0
 
 
-def throughputs(
-    stock: Encoder, ours: Encoder, texts: Sequence[str], size: int, effort: Effort
-) -> list[Throughput]:
-    """Times both models on evenly spread batches of ``size`` texts, in file order and by length."""
-    orders = {"file order": list(texts), "length-sorted": sorted(texts, key=len)}
+def _chosen(arguments: argparse.Namespace) -> list[Any]:
+    from bigkernels.bench import cases
+
+    found = [c for c in cases.catalogue().values() if c.quick or not arguments.quick]
+    if arguments.cases:
+        try:
+            found = [c for c in found if re.search(arguments.cases, c.id)]
+        except re.error as error:
+            raise CommandError(f"--cases: {error}") from error
+    if not found:
+        raise CommandError(f"--cases: no case matches {arguments.cases!r}")
+    return found
+
+
+def write(found: dict[str, Any], folder: Path) -> Path:
+    """Puts the record into the folder; returns the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{found['mode']}.json"
+    file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return file
+
+
+def show(found: dict[str, Any]) -> None:
+    """Prints one table a case, then the peers that are not here."""
+    by_case: dict[str, list[dict[str, Any]]] = {}
+    for row in found["rows"]:
+        by_case.setdefault(row["case"], []).append(row)
+    for case, rows in by_case.items():
+        timed = sorted((r for r in rows if r.get("median")), key=lambda r: float(r["median"]))
+        state = f", {timed[0]['state']} cores" if timed and timed[0]["state"] != "all" else ""
+        print_table(f"{case}{state}", COLUMNS, [_cells(row) for row in timed])
+        for row in rows:
+            if row["refused"]:
+                print(f"  {row['peer']}: {row['refused']}")
+    print_peers(found["peers"])
+
+
+def print_peers(listed: Sequence[dict[str, Any]]) -> None:
+    """The peers that cannot run here and how to get them."""
+    lines = [[p["name"], p["missing"], p["install"]] for p in listed if p["missing"]]
+    if lines:
+        print_table("Peers that are not here", ["peer", "why", "install"], lines)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    def number(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    def megabytes(value: float | None) -> str:
+        return "" if value is None else f"{value / 1e6:.1f}"
+
+    ratio, cosine = row.get("error_ratio"), row.get("cosine")
+    error = f"{ratio:.2f}x" if ratio is not None else "" if cosine is None else f"cos {cosine:.4f}"
     return [
-        _throughput(name, stock, ours, _spread(ordered, size, effort.batches), effort)
-        for name, ordered in orders.items()
+        row["peer"],
+        f"{row['median'] * 1e3:.3f}",
+        f"{row['lower'] * 1e3:.3f}-{row['upper'] * 1e3:.3f}",
+        f"{row['speed_up']:.2f}x" if row.get("speed_up") else "",
+        error,
+        megabytes(row["peak_bytes"]),
+        megabytes(row["activation_bytes"]),
+        number(row["first_result_seconds"], ".2f"),
+        number(row.get("roof_share"), ".0%"),
     ]
-
-
-def _spread(texts: list[str], size: int, batches: int) -> list[list[str]]:
-    # The order is mixed, so that a measurement cut short has still seen short and long batches.
-    whole = [texts[i : i + size] for i in range(0, len(texts) - size + 1, size)] or [texts]
-    step = max(1, len(whole) // batches)
-    chosen = whole[step // 2 :: step][:batches]
-    return chosen[::3] + chosen[1::3] + chosen[2::3]
-
-
-def _throughput(
-    order: str, stock: Encoder, ours: Encoder, batches: list[list[str]], effort: Effort
-) -> Throughput:
-    pairs: list[tuple[Timing, Timing]] = []
-    tokens, start = 0, time.perf_counter()
-    for texts in batches:
-        if pairs and time.perf_counter() - start > effort.seconds:
-            break
-        batch = encoders.encode(ours, texts)
-        tokens += int(batch["attention_mask"].sum())
-        forwards = {
-            "stock": functools.partial(stock.model, **batch),
-            "ours": functools.partial(ours.model, **batch),
-        }
-        with torch.no_grad():
-            timings = interleave(forwards, rounds=effort.rounds, warmup=1)
-        pairs.append((timings["stock"], timings["ours"]))
-    stock_seconds, seconds = (sum(t.median for t in column) for column in zip(*pairs, strict=True))
-    disturbed = sum(t.dropped for pair in pairs for t in pair)
-    return Throughput(order, len(pairs), tokens, stock_seconds, seconds, disturbed)
-
-
-def rate_rows(measured: list[Throughput]) -> list[list[str]]:
-    """Rows of tokens/s: order, stock, accelerated, speed-up."""
-    rates = [(m.tokens / m.stock_seconds, m.tokens / m.seconds) for m in measured]
-    return [
-        [m.order, f"{theirs:.0f}", f"{ours:.0f}", f"{m.speed_up:.2f}x"]
-        for m, (theirs, ours) in zip(measured, rates, strict=True)
-    ]
-
-
-def _print(path: str, size: int, measured: list[Throughput]) -> None:
-    batches = " and ".join(str(m.batches) for m in measured)
-    print(f"{path}: float32, {torch.get_num_threads()} threads")
-    print(f"{batches} batches of {size} movie snippets, medians of interleaved rounds")
-    print_table("Tokens/s", ["order", "stock", "accelerated", "speed-up"], rate_rows(measured))

@@ -19,9 +19,9 @@ from bigkernels.training.arguments import parse
 from bigkernels.training.data import DataError, minilm_path, raw_texts
 
 from . import CommandError, encoders, print_json
-from .bench import CODE, QUICK, Throughput, rate_rows, throughputs
 from .finetune import compare, run_all, table_rows
 from .tables import print_table
+from .throughput import CODE, QUICK, Throughput, rate_rows, throughputs
 from .verify import as_json
 
 # One epoch over a slice, so that both runs together take about a minute on two cores.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def interleave(
         raise ValueError("functions, rounds: at least one of each is needed")
     wait = synchronize or _synchronize
     calls = {
-        name: _calls_per_sample(function, warmup, sample_seconds, wait)
+        name: calls_per_sample(function, warmup, sample_seconds, wait)
         for name, function in functions.items()
     }
     kept: dict[str, list[tuple[int, float]]] = {name: [] for name in functions}
@@ -75,15 +75,16 @@ def interleave(
         # All of them run in every round, and another one begins each time.
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
-            seconds, quiet = _sample(functions[name], calls[name], wait)
+            seconds, quiet = sample(functions[name], calls[name], wait)
             (kept if quiet else disturbed)[name].append((turn, seconds))
     return {
-        name: _timing(kept[name] or disturbed[name], len(disturbed[name]), calls[name])
+        name: timing_of(kept[name] or disturbed[name], len(disturbed[name]), calls[name])
         for name in names
     }
 
 
-def _timing(samples: list[tuple[int, float]], dropped: int, calls: int) -> Timing:
+def timing_of(samples: Sequence[tuple[int, float]], dropped: int, calls: int) -> Timing:
+    """Median and quartiles of (round, seconds) samples; there must be one."""
     seconds = sorted(s for _, s in samples)
     lower, median, upper = (
         statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
@@ -91,10 +92,11 @@ def _timing(samples: list[tuple[int, float]], dropped: int, calls: int) -> Timin
     return Timing(median, lower, upper, dropped, calls, tuple(samples))
 
 
-def _sample(
-    function: Callable[[], object], calls: int, wait: Callable[[], None]
+def sample(
+    function: Callable[[], object], calls: int, wait: Callable[[], None] | None = None
 ) -> tuple[float, bool]:
     """Seconds a call, and whether our threads had their CPUs all the time."""
+    wait = wait or _synchronize
     waited, used, start = _waited(), time.process_time(), time.perf_counter()
     for _ in range(calls):
         function()
@@ -108,9 +110,14 @@ def _sample(
     return wall / calls, lost <= WAIT_SHARE * wall
 
 
-def _calls_per_sample(
-    function: Callable[[], object], warmup: int, seconds: float, wait: Callable[[], None]
+def calls_per_sample(
+    function: Callable[[], object],
+    warmup: int,
+    seconds: float,
+    wait: Callable[[], None] | None = None,
 ) -> int:
+    """How many calls take about `seconds`, at least one; after `warmup` untimed calls."""
+    wait = wait or _synchronize
     for _ in range(warmup):
         function()
     wait()

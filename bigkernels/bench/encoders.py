@@ -1,0 +1,139 @@
+"""The encoders that are timed, and the batches they get: folders and arrays that every peer reads.
+
+Nothing here keeps torch loaded in a process that does not need it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigkernels.training.data import cache_folder, minilm_path, raw_texts
+
+Array = np.ndarray[Any, np.dtype[Any]]
+NAMES = ("minilm", "bert-base")
+_BERT_BASE: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "intermediate_size": 3072,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """ids, mask: (B, L) int64, 1 = a real token, right-padded. texts: what they came from, if from
+    whole sentences."""
+
+    ids: Array
+    mask: Array
+    texts: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens."""
+        return int(self.mask.sum())
+
+
+def folder(name: str) -> Path:
+    """The model's folder in transformers' format: a name of NAMES, or a path, which stays as it is.
+
+    "minilm" is the real all-MiniLM-L6-v2; "bert-base" has that shape and random weights (speed does
+    not depend on them), written into the cache at the first call.
+    """
+    if name == "minilm":
+        return minilm_path()
+    if name != "bert-base":
+        return Path(name)
+    made = cache_folder() / "bench" / "bert-base-random"
+    if not (made / "model.safetensors").is_file():
+        _write_random(made)
+    return made
+
+
+def tokenizer(name: str) -> Any:
+    """The model's tokenizer; works without torch."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder(name))
+
+
+def facts(name: str) -> dict[str, int]:
+    """layers, heads, hidden, intermediate of the model's configuration."""
+    config = json.loads((folder(name) / "config.json").read_text())
+    names = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
+    values = [int(config[key]) for key in names]
+    return dict(zip(("layers", "heads", "hidden", "intermediate"), values, strict=True))
+
+
+def batch(name: str, size: int, length: int, kind: str) -> Batch:
+    """A batch of real text.
+
+    kind: "dense" (size x length, no padding), "ragged" (lengths drawn from a lognormal, the first
+    row full, 56 % real), "snippets" (movie snippets as they come, padded to the longest; length
+    only limits them), or "fill_0.25": rows between half and one and a half times a fill of 0.25.
+    """
+    tokens = tokenizer(name)
+    texts = raw_texts()
+    if kind == "snippets":
+        chosen = tuple(texts[1000 : 1000 + size])
+        made = tokens(list(chosen), padding=True, truncation=True, max_length=length)
+        ids, mask = (np.array(made[key], dtype=np.int64) for key in ("input_ids", "attention_mask"))
+        return Batch(ids, mask, chosen)
+    lengths = _lengths(size, length, kind)
+    stream = tokens(" ".join(texts[: size * length // 8 + 64]), truncation=False)["input_ids"]
+    ids = np.full((size, length), tokens.pad_token_id, dtype=np.int64)
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
+    for row in range(size):
+        ids[row] = stream[1 + row * length : 1 + (row + 1) * length]
+    ids[:, 0] = tokens.cls_token_id
+    ids[np.arange(size), lengths - 1] = tokens.sep_token_id
+    return Batch(np.where(mask == 1, ids, tokens.pad_token_id), mask)
+
+
+def _lengths(size: int, length: int, kind: str) -> Array:
+    draw = np.random.default_rng(0)
+    if kind == "dense":
+        return np.full(size, length)
+    if kind == "ragged":
+        lengths = np.exp(draw.normal(math.log(0.5 * length), 0.45, size)).astype(int)
+        lengths[0] = length
+    else:
+        fill = float(kind.removeprefix("fill_"))
+        spread = min(0.5, 1 / fill - 1)
+        lengths = np.linspace(fill * (1 - spread), fill * (1 + spread), size) * length
+        lengths = draw.permutation(lengths.round().astype(int))
+    return np.clip(lengths, 2, length)
+
+
+def converted(name: str, kind: str) -> Path:
+    """A folder in the cache for a peer's own form of the model; the peer fills it if it is empty."""
+    key = name if name in NAMES else Path(name).resolve().as_posix().strip("/").replace("/", "_")
+    return cache_folder() / "bench" / f"{key}-{kind}"
+
+
+def commit(temporary: Path, target: Path) -> None:
+    """Puts a finished conversion in its place; another process may have been faster."""
+    try:
+        os.replace(temporary, target)
+    except OSError:
+        shutil.rmtree(temporary)
+
+
+def _write_random(made: Path) -> None:
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    made.parent.mkdir(parents=True, exist_ok=True)
+    temporary = made.with_name(f"{made.name}.{os.getpid()}")
+    BertModel(BertConfig(**_BERT_BASE), add_pooling_layer=False).save_pretrained(temporary)
+    tokenizer("minilm").save_pretrained(temporary)
+    commit(temporary, made)

@@ -1,0 +1,158 @@
+"""From samples to rows: which of them count, medians, paired ratios, errors, shares of the roof.
+
+benchmarks/README.md documents the JSON this writes.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigkernels.testing.timing import timing_of
+
+from . import ceilings, peers
+from .cases import Case
+
+SCHEMA = 1
+# Fewer samples of one state than this, and all states are taken together.
+FEWEST = 3
+_PRECISIONS = {"float32": "HF sdpa", "bfloat16": "HF bf16", "autocast": "HF autocast"}
+
+Answers = Sequence[Mapping[str, Any]]
+
+
+def rows(
+    case: Case, answers: Answers, errors: Mapping[str, Mapping[str, float]], roofs: Any
+) -> Any:
+    """One row a peer; the case's own facts are repeated in each."""
+    state = common_state(answers)
+    timings = {a["peer"]: _timing(a, state) for a in answers if a["samples"]}
+    base = timings.get(peers.BASELINES[case.group])
+    facts = _facts(case)
+    found = []
+    for answer in answers:
+        row: dict[str, Any] = {**facts, "peer": answer["peer"]}
+        row |= {key: answer[key] for key in ("dtype", "flops", "bytes") if key in answer}
+        for key in ("configuration", "version", "tokens", "fill", "refused"):
+            row[key] = answer.get(key)
+        for key in ("first_result_seconds", "peak_bytes", "activation_bytes", "process_bytes"):
+            row[key] = answer.get(key)
+        timing = timings.get(answer["peer"])
+        if timing is not None:
+            row |= _measured(answer, timing, state)
+            row["speed_up"] = timing.times_faster_than(base) if base else None
+            row |= _roof(row, roofs)
+        row |= errors.get(answer["peer"], {})
+        found.append(row)
+    return found
+
+
+def common_state(answers: Answers) -> str:
+    """The core state whose samples are compared: the one of which every peer has most, "all" if some
+    peer has fewer than FEWEST of it."""
+    counts: dict[str, list[int]] = {"fast": [], "slow": []}
+    for answer in answers:
+        if not answer["samples"]:
+            continue
+        for state, seen in counts.items():
+            seen.append(sum(1 for s in _usable(answer) if s[2] == state))
+    best = max(counts, key=lambda state: min(counts[state], default=0))
+    return best if min(counts[best], default=0) >= FEWEST else "all"
+
+
+def _usable(answer: Mapping[str, Any]) -> list[Any]:
+    """Undisturbed samples, or the disturbed ones if there are no others."""
+    samples = answer["samples"]
+    return [s for s in samples if s[3]] or list(samples)
+
+
+def _timing(answer: Mapping[str, Any], state: str) -> Any:
+    usable = [s for s in _usable(answer) if state in ("all", s[2])]
+    dropped = sum(1 for s in answer["samples"] if not s[3])
+    return timing_of([(s[0], s[1]) for s in usable], dropped, answer["calls"])
+
+
+def _facts(case: Case) -> dict[str, Any]:
+    names = ("group", "mode", "shape", "dtype", "length", "flops", "bytes")
+    return {"case": case.id, **{name: getattr(case, name) for name in names}}
+
+
+def _measured(answer: Mapping[str, Any], timing: Any, state: str) -> dict[str, Any]:
+    by_state: dict[str, Any] = {}
+    for name in ("fast", "slow", "mixed"):
+        seconds = [s[1] for s in _usable(answer) if s[2] == name]
+        if seconds:
+            by_state[name] = {"median": statistics.median(seconds), "samples": len(seconds)}
+    return {
+        "median": timing.median,
+        "lower": timing.lower,
+        "upper": timing.upper,
+        "state": state,
+        "by_state": by_state,
+        "samples": [[turn, seconds] for turn, seconds in timing.samples],
+        "dropped": timing.dropped,
+        "calls": timing.calls,
+    }
+
+
+def _roof(row: Mapping[str, Any], roofs: Any) -> dict[str, Any]:
+    found = ceilings.share(row, row["median"], roofs)
+    if found is None:
+        return {"roof_share": None, "limit": None}
+    return {"roof_share": found[0], "limit": found[1]}
+
+
+def room_errors(case: Case, folder: Path, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Largest error of each peer's results against the reference in float64, and its ratio to the
+    baseline's. Nothing where dropout makes every result another one."""
+    import torch
+
+    if case.problem.operation == "attention" and case.mode == "overhead":
+        return {}
+    if getattr(case.problem, "dropout_p", 0):
+        return {}
+    problem = case.problem.problem().promoted(torch.float64)
+    if case.mode == "forward":
+        problem = type(problem)(problem.inputs, {}, (), problem.reference, problem.axes)
+    truth = {name: t.numpy() for name, t in problem.solve(problem.reference).items()}
+    errors = {}
+    for name in names:
+        file = folder / f"{name}.npz"
+        if file.is_file():
+            got = np.load(file)
+            # In units of each tensor's own size, so that outputs and gradients weigh the same.
+            errors[name] = max(
+                float(np.abs(got[key] - truth[key]).max() / np.abs(truth[key]).max())
+                for key in truth
+            )
+    base = errors.get("torch")
+    return {name: _error(error, base) for name, error in errors.items()}
+
+
+def encoder_errors(truth: Path, folder: Path, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The same for last hidden states on real tokens, beside transformers in the same precision, and
+    the smallest cosine of a token with the truth."""
+    exact = np.load(truth)
+    real = exact["mask"] == 1
+    expected = exact["hidden"][real]
+    errors, found = {}, {}
+    for name in names:
+        file = folder / f"{name}.npz"
+        if not file.is_file() or "hidden" not in (got := np.load(file)):
+            continue
+        hidden = got["hidden"][real].astype(np.float64)
+        errors[name] = float(np.abs(hidden - expected).max())
+        norms = np.linalg.norm(hidden, axis=1) * np.linalg.norm(expected, axis=1)
+        found[name] = {"cosine": float(((hidden * expected).sum(1) / norms).min())}
+    for name in found:
+        base = errors.get(_PRECISIONS.get(peers.find("encoder", name).precision, ""))
+        found[name] |= _error(errors[name], base)
+    return found
+
+
+def _error(error: float, base: float | None) -> dict[str, float]:
+    return {"error": error} | ({"error_ratio": error / base} if base else {})

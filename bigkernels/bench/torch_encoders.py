@@ -1,0 +1,211 @@
+"""Encoder peers that run in torch: transformers' own ways, torch's fast path, prepacked linears,
+torch.compile, and ours."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import encoders
+from .built import Built, Forward
+from .encoders import Array, Batch
+
+
+def transformers(model: str, threads: int, attention: str, dtype: str) -> Built:
+    """transformers' model. attention: "eager" or "sdpa". dtype: "float32", "bfloat16", or "autocast"
+    (float32 weights, products in bfloat16)."""
+    loaded = _loaded(model, threads, attention, "float32" if dtype == "autocast" else dtype)
+    how = f"AutoModel, {attention} attention, {dtype}, {threads} threads"
+    autocast = dtype == "autocast"
+    return _built(how, loaded, autocast, training=dtype != "bfloat16")
+
+
+def accelerated(model: str, threads: int, dtype: str) -> Built:
+    """bigkernels.accelerate on the same model. dtype: as for `transformers`."""
+    import bigkernels
+
+    loaded = _loaded(model, threads, "sdpa", "float32" if dtype == "autocast" else dtype)
+    report = bigkernels.accelerate(loaded).report()
+    if not report.swapped:
+        raise RuntimeError(str(report).splitlines()[-1])
+    how = f"bigkernels.accelerate(AutoModel), {dtype}, {threads} threads"
+    built = _built(how, loaded, dtype == "autocast", training=dtype != "bfloat16")
+    return dataclasses.replace(built, version=bigkernels.__version__)
+
+
+def compiled(model: str, threads: int, dtype: str, mode: str) -> Built:
+    """torch.compile of transformers' model. mode: "default", or "max-autotune" with frozen weights."""
+    import torch._inductor.config as inductor
+
+    loaded = _loaded(model, threads, "sdpa", dtype)
+    options: dict[str, Any] = {}
+    if mode == "max-autotune":
+        inductor.freezing = True
+        options["mode"] = "max-autotune-no-cudagraphs"
+    loaded.forward = torch.compile(loaded.forward, dynamic=False, **options)
+    frozen = ", frozen" if mode == "max-autotune" else ""
+    return _built(f"torch.compile, {mode}{frozen}, {dtype}, {threads} threads", loaded, False)
+
+
+def prepacked(model: str, threads: int) -> Built:
+    """Every linear as one oneDNN call on a weight it has reordered once; the rest is transformers'.
+    oneDNN reorders bfloat16 weights only."""
+    loaded = _loaded(model, threads, "sdpa", "bfloat16")
+    for parent in list(loaded.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, _Prepacked(child))
+    return _built(f"mkldnn._linear_pointwise, bfloat16, {threads} threads", loaded, False)
+
+
+def fast_path(model: str, threads: int) -> Built:
+    """nn.TransformerEncoder in evaluation mode, holding the model's weights; nested tensors drop padding."""
+    loaded = _loaded(model, threads, "sdpa", "float32")
+    config = loaded.config
+    layer = nn.TransformerEncoderLayer(
+        config.hidden_size,
+        config.num_attention_heads,
+        config.intermediate_size,
+        activation="gelu",
+        batch_first=True,
+        layer_norm_eps=config.layer_norm_eps,
+    )
+    stack = nn.TransformerEncoder(layer, config.num_hidden_layers)
+    for ours, theirs in zip(stack.layers, loaded.encoder.layer, strict=True):
+        _copy_layer(ours, theirs)
+    stack.eval()
+
+    def prepare(batch: Batch) -> Forward:
+        ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
+        padding = None if mask.all() else mask == 0
+
+        def call() -> Tensor:
+            with torch.no_grad():
+                embedded = loaded.embeddings(input_ids=ids)
+                out: Tensor = stack(embedded, src_key_padding_mask=padding)
+                return out
+
+        return call
+
+    def to_numpy(result: Tensor) -> Array:
+        return result.float().numpy()
+
+    how = f"nn.TransformerEncoder, fast path, float32, {threads} threads"
+    return Built(how, torch.__version__, prepare, to_numpy)
+
+
+def liger(model: str, threads: int) -> Built:
+    """Liger's kernels are Triton, for GPUs."""
+    if not torch.cuda.is_available():
+        raise RuntimeError("its kernels need a GPU")
+    raise RuntimeError("it has no kernels for BERT-type encoders")
+
+
+class _Prepacked(nn.Module):
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.dtype = linear.weight.dtype
+        self.out_features = linear.out_features
+        self.bias = linear.bias
+        with torch.no_grad():
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1024)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        out = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
+        return out.view(*x.shape[:-1], self.out_features)  # type: ignore[no-any-return]
+
+
+def _copy_layer(ours: Any, theirs: Any) -> None:
+    attention, block = theirs.attention.self, theirs.attention.output
+    pairs = [
+        (ours.self_attn.out_proj, block.dense),
+        (ours.norm1, block.LayerNorm),
+        (ours.linear1, theirs.intermediate.dense),
+        (ours.linear2, theirs.output.dense),
+        (ours.norm2, theirs.output.LayerNorm),
+    ]
+    with torch.no_grad():
+        parts = (attention.query, attention.key, attention.value)
+        ours.self_attn.in_proj_weight.copy_(torch.cat([p.weight for p in parts]))
+        ours.self_attn.in_proj_bias.copy_(torch.cat([p.bias for p in parts]))
+        for mine, other in pairs:
+            mine.weight.copy_(other.weight)
+            mine.bias.copy_(other.bias)
+
+
+def _loaded(model: str, threads: int, attention: str, dtype: str) -> Any:
+    from transformers import AutoModel
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    loaded: Any = AutoModel.from_pretrained(
+        encoders.folder(model), dtype=getattr(torch, dtype), attn_implementation=attention
+    )
+    return loaded.eval()
+
+
+def _built(how: str, loaded: Any, autocast: bool, training: bool = False) -> Built:
+    def context() -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext()
+
+    def prepare(batch: Batch) -> Forward:
+        inputs = _inputs(batch)
+
+        def call() -> Tensor:
+            with torch.no_grad(), context():
+                return loaded(**inputs).last_hidden_state  # type: ignore[no-any-return]
+
+        loaded.eval()
+        return call
+
+    def to_numpy(result: Tensor) -> Array:
+        return result.detach().to(torch.promote_types(result.dtype, torch.float32)).numpy()
+
+    if not training:
+        return Built(how, torch.__version__, prepare, to_numpy)
+    steps = functools.partial(_training, loaded, context)
+    return Built(
+        how,
+        torch.__version__,
+        prepare,
+        to_numpy,
+        step=lambda batch: steps(batch)[0],
+        forward_step=lambda batch: steps(batch)[1],
+    )
+
+
+def _training(
+    loaded: Any, context: Callable[[], contextlib.AbstractContextManager[Any]], batch: Batch
+) -> tuple[Forward, Forward]:
+    """One step with dropout and fused AdamW, and its forward alone."""
+    inputs = _inputs(batch)
+    loaded.train()
+    optimizer = torch.optim.AdamW(loaded.parameters(), lr=1e-6, fused=True)
+    draw = torch.Generator().manual_seed(0)
+    size = (*batch.ids.shape, loaded.config.hidden_size)
+    target = torch.randn(size, generator=draw) * torch.from_numpy(batch.mask)[..., None]
+
+    def forward() -> Tensor:
+        with context():
+            hidden: Tensor = loaded(**inputs).last_hidden_state
+        return (hidden.float() * target).sum() / batch.tokens
+
+    def step() -> None:
+        forward().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step, forward
+
+
+def _inputs(batch: Batch) -> dict[str, Tensor]:
+    inputs = {"input_ids": torch.from_numpy(batch.ids)}
+    return inputs | {"attention_mask": torch.from_numpy(np.ascontiguousarray(batch.mask))}

@@ -1,0 +1,18 @@
+// How fast the matrix unit of each core runs right now.
+#pragma once
+
+namespace bigkernels {
+
+struct CoreState {
+  // Clock cycles of one bfloat16 tile product with its loads, on the best and the worst of the
+  // cores that the threads ran on: 16 when a core has its matrix unit to itself, 50 and more when
+  // a sibling hyperthread (perhaps another tenant of the machine) is busy.
+  double best;
+  double worst;
+};
+
+// Runs tile products for some microseconds on each of num_threads threads at once. {0, 0} where
+// there is no AMX or the operating system refuses it.
+CoreState core_state(int num_threads);
+
+}  // namespace bigkernels

@@ -1,0 +1,112 @@
+"""The benchmark harness: cases, peers, processes, which samples count."""
+
+import json
+import math
+
+import pytest
+
+pytest.importorskip("numpy", reason="needs numpy")
+
+from bigkernels.bench import cases, ceilings, fleet, peers, record
+from bigkernels.cli import main
+
+TINY = "attention overhead 1x1x1x16 float32"
+
+
+def answer(peer, samples, **facts):
+    return {"peer": peer, "samples": samples, "calls": 1, **facts}
+
+
+def test_every_case_is_found_by_its_id_and_every_group_has_its_baseline():
+    for name, case in cases.catalogue().items():
+        assert cases.find(name) is case
+        assert case.mode in cases.MODES and case.group in cases.GROUPS
+    for group, name in peers.BASELINES.items():
+        assert group in peers.find("encoder" if group == "encoder" else "room", name).groups
+    grid = cases.find("encoder forward bert-base dense 4x64")
+    assert grid.batch == ("bert-base", 4, 64, "dense")
+    with pytest.raises(KeyError):
+        cases.find("attention forward of something else")
+
+
+def test_every_peer_can_be_set_up_or_says_how_to_get_it():
+    for peer in peers.PEERS:
+        assert peer.build or peer.install, peer.name
+        if peer.build and not peer.missing():
+            assert callable(peer.builder())
+        assert not peer.needs or peer.install, peer.name
+
+
+def test_rows_compare_rounds_of_one_core_state():
+    # In the slow state everything takes four times as long; ours was mostly sampled there.
+    base = [[0, 4.0, "slow", True], *[[turn, 1.0, "fast", True] for turn in range(1, 6)]]
+    ours = [[0, 2.0, "slow", True], [1, 2.0, "slow", True], [2, 2.0, "mixed", True]]
+    ours += [[turn, 0.5, "fast", True] for turn in range(3, 6)] + [[6, 9.0, "fast", False]]
+    answers = [answer("torch", base), answer("bigkernels", ours), answer("other", [], refused="no")]
+    roofs = {"flops": {"float32": 1e9}, "copy": {"L2": 1e9, "L3": 1e9, "memory": 1e9}}
+    rows = record.rows(cases.find(TINY), answers, {"bigkernels": {"error": 1.0}}, roofs)
+    stock, mine, refused = rows
+    assert (stock["state"], stock["median"], stock["speed_up"]) == ("fast", 1.0, 1.0)
+    assert (mine["median"], mine["speed_up"], mine["dropped"]) == (0.5, 2.0, 1)
+    assert mine["by_state"]["slow"] == {"median": 2.0, "samples": 2}
+    assert mine["error"] == 1.0
+    assert refused["refused"] == "no" and "median" not in refused
+
+
+def test_too_few_samples_of_a_state_are_not_a_class():
+    few = [answer("torch", [[0, 1.0, "fast", True], [1, 2.0, "slow", True]])]
+    assert record.common_state(few) == "all"
+
+
+def test_the_roof_is_the_tighter_of_memory_and_products():
+    roofs = {"flops": {"float32": 100.0}, "copy": {"L2": 10.0, "L3": 5.0, "memory": 1.0}}
+    case = {"flops": 100, "bytes": 5, "dtype": "float32"}
+    assert ceilings.share(case, 2.0, roofs) == (0.5, "products")
+    assert ceilings.share(case | {"bytes": 1 << 30}, 2.0**31, roofs) == (0.5, "memory")
+    assert ceilings.share(case | {"dtype": "int8"}, 2.0, roofs) is None
+
+
+def test_a_silent_or_dead_peer_refuses_with_the_reason():
+    slow = fleet.Process(peers.find("room", "torch"), 1, seconds=0.0)
+    try:
+        assert slow.ask(do="prepare", case=TINY)["refused"].startswith("no answer within 0 s")
+        assert "no answer" in slow.ask(do="sample")["refused"]
+    finally:
+        slow.close()
+    dead = fleet.Process(peers.find("room", "torch"), 1, seconds=60.0)
+    dead.child.kill()
+    try:
+        assert dead.ask(do="sample")["refused"].startswith("its process ended")
+    finally:
+        dead.close()
+
+
+def test_bench_times_peers_in_rounds_and_writes_the_record(tmp_path, capsys):
+    flags = [
+        "bench",
+        "--quick",
+        "--cases",
+        f"^{TINY}$",
+        "--peers",
+        "torch,bigkernels,sdpa cudnn,Liger",
+    ]
+    assert main([*flags, "--rounds", "2", "--threads", "1", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert TINY in shown and "Peers that are not here" in shown
+    found = json.loads((tmp_path / "quick.json").read_text())
+    assert found["schema"] == record.SCHEMA and found["threads"] == 1
+    assert [row["peer"] for row in found["rows"]] == ["torch", "bigkernels"]
+    for row in found["rows"]:
+        assert 0 < row["lower"] <= row["median"] <= row["upper"] < math.inf
+        assert row["refused"] is None and row["calls"] > 1
+    rounds = [{turn for turn, _ in row["samples"]} for row in found["rows"]]
+    assert rounds[0] & rounds[1]
+    (missing,) = [p for p in found["peers"] if p["name"] == "Liger"]
+    assert missing["install"] == "pip install liger-kernel" or missing["available"]
+
+
+def test_unknown_cases_and_peers_are_one_line(capsys):
+    assert main(["bench", "--cases", "no such case"]) == 1
+    assert capsys.readouterr().err == "bigkernels bench: --cases: no case matches 'no such case'\n"
+    assert main(["bench", "--quick", "--peers", "cuBLAS"]) == 1
+    assert "'cuBLAS' not in" in capsys.readouterr().err
