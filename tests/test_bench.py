@@ -5,8 +5,6 @@ import math
 
 import pytest
 
-pytest.importorskip("numpy", reason="needs numpy")
-
 from bigkernels.bench import cases, ceilings, fleet, peers, record
 from bigkernels.cli import main
 
