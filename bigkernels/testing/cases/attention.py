@@ -284,13 +284,13 @@ def _random_dense(r: random.Random, seed: int) -> Case:
 
 
 def hand_picked() -> list[Case]:
-    """About 120 cases, each with its reason; see attention_table.py."""
-    from bigkernels.testing.cases import attention_packed, attention_table
+    """About 120 cases, each with its reason; see attention_table.py and attention_packed_table.py."""
+    from bigkernels.testing.cases import attention_packed, attention_packed_table, attention_table
 
     packed = attention_packed.PackedAttentionCase
     return [
         *(AttentionCase(reason=reason, **what) for reason, what in attention_table.DENSE),
-        *(packed(reason=reason, **what) for reason, what in attention_table.PACKED),
+        *(packed(reason=reason, **what) for reason, what in attention_packed_table.PACKED),
     ]
 
 
