@@ -13,13 +13,14 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from .data import TASKS
 
-# Measured on the real MiniLM-L6: 3,000 sentences, 2 epochs. Every value is a default only.
+# Measured on the real MiniLM-L6: 3,000 sentences, 2 epochs. The rate was chosen by three-fold cross
+# validation inside those 3,000, not on the test rows. Every value is a default only.
 RECIPES: dict[str, dict[str, Any]] = {
     "movie-polarity": {
         "max_train_samples": 3000,
         "max_seq_length": 64,
         "freeze_embeddings": True,
-        "learning_rate": 1e-4,
+        "learning_rate": 6e-5,
         "head_learning_rate": 1e-3,
         "per_device_train_batch_size": 16,
         "per_device_eval_batch_size": 32,
