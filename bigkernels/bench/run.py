@@ -28,7 +28,7 @@ class Effort(NamedTuple):
     setup: float
 
 
-QUICK = Effort("quick", 5, 4.0, 60.0)
+QUICK = Effort("quick", 5, 4.0, 180.0)
 FULL = Effort("full", 11, 45.0, 400.0)
 
 

@@ -82,6 +82,11 @@ def _bench_flags(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--rounds", type=_positive, help="undisturbed samples of each peer")
     bench.add_argument("--list", action="store_true", help="name cases and peers and stop")
     bench.add_argument("--out", metavar="FOLDER", default="bench-results", help="(bench-results)")
+    two = ("BEFORE", "AFTER")
+    text = "two JSON files: status 1 if ours became slower beyond the noise of both"
+    bench.add_argument("--compare", nargs=2, metavar=two, help=text)
+    text = "plots and page of a JSON file beside it, its table into ./README.md"
+    bench.add_argument("--readme", metavar="FILE", help=text)
     bench.add_argument("--mine", metavar="MODEL_PATH", help="your model, stock and accelerated")
     bench.add_argument(
         "--batch-size", type=_positive, default=32, help="sentences a batch (--mine)"

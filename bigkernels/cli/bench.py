@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -20,14 +20,23 @@ COLUMNS = ("peer", "ms", "quartiles", "speed-up", "error", "peak MB", "kept MB",
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Status 0; 1 if a model given with --mine failed its verification."""
+    """Status 0; 1 if a model given with --mine failed its verification, or --compare found a regression."""
     if arguments.mine:
         from . import throughput
 
         return throughput.run(arguments)
     if importlib.util.find_spec("numpy") is None:
         raise CommandError('needs numpy: pip install "bigkernels[bench]"')
-    from bigkernels.bench import peers
+    if arguments.compare:
+        return compare_records(*arguments.compare)
+    if arguments.readme:
+        return write_readme(Path(arguments.readme))
+    return measure(arguments)
+
+
+def measure(arguments: argparse.Namespace) -> int:
+    """Times the chosen cases, writes and shows the record."""
+    from bigkernels.bench import peers, report
     from bigkernels.bench.run import FULL, QUICK
     from bigkernels.bench.run import run as run_all
 
@@ -45,12 +54,15 @@ def run(arguments: argparse.Namespace) -> int:
         effort = effort._replace(rounds=arguments.rounds)
     threads = arguments.threads or torch.get_num_threads()
     found = run_all(chosen, effort, threads, names, lambda text: print(text, file=sys.stderr))
-    file = write(found, Path(arguments.out))
+    files = report.write(found, Path(arguments.out))
     if arguments.json:
         print_json(found)
         return 0
     show(found)
-    print(f"{len(found['rows'])} rows in {found['seconds']:.0f} s: {file}")
+    print(f"{len(found['rows'])} rows in {found['seconds']:.0f} s")
+    print("\n".join(str(file) for file in files))
+    if len(files) == 1:
+        print('no plots: pip install "bigkernels[plot]"')
     return 0
 
 
@@ -68,12 +80,56 @@ def _chosen(arguments: argparse.Namespace) -> list[Any]:
     return found
 
 
-def write(found: dict[str, Any], folder: Path) -> Path:
-    """Puts the record into the folder; returns the file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{found['mode']}.json"
-    file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    return file
+def compare_records(before: str, after: str) -> int:
+    """Prints what changed; status 1 if a row of ours regressed beyond the noise."""
+    from bigkernels.bench.compare import compare
+
+    changes = compare(_load(before), _load(after))
+    if not changes:
+        raise CommandError("--compare: the records have no row in common")
+    columns = ("case", "peer", "before", "after", "change", "noise", "")
+    rows = [
+        [
+            change.case,
+            change.peer,
+            f"{change.before:.2f}x",
+            f"{change.after:.2f}x",
+            f"{math.expm1(change.change):+.1%}",
+            f"{math.expm1(change.limit):.1%}",
+            "SLOWER" if change.regressed else "",
+        ]
+        for change in changes
+        if change.peer.startswith("bigkernels")
+    ]
+    print_table("Ours over the baseline, before and after", columns, rows)
+    slower = sum(change.regressed for change in changes)
+    blind = [change for change in changes if change.limit > math.log(1.2)]
+    if blind:
+        print(f"{len(blind)} of {len(changes)} rows are too noisy to show a loss of 20 %")
+    print(f"{slower} of {len(rows)} rows are slower than before" if slower else "nothing is slower")
+    return int(slower > 0)
+
+
+def write_readme(file: Path) -> int:
+    """Draws a record's plots and page beside it and puts its table into ./README.md."""
+    from bigkernels.bench import report
+
+    found = _load(str(file))
+    report.write(found, file.parent)
+    try:
+        report.write_readme(found, file.parent, Path("README.md"))
+    except (OSError, ValueError) as error:
+        raise CommandError(f"--readme: {error}") from error
+    return 0
+
+
+def _load(file: str) -> dict[str, Any]:
+    from bigkernels.bench import report
+
+    try:
+        return report.load(Path(file))
+    except ValueError as error:
+        raise CommandError(str(error)) from error
 
 
 def show(found: dict[str, Any]) -> None:

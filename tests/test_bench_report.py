@@ -1,0 +1,105 @@
+"""What is made of the harness's records: comparison, plots, page, the README's table."""
+
+import json
+
+import bench_records
+import pytest
+
+from bigkernels.bench import cases, peers, report
+from bigkernels.bench.compare import compare
+from bigkernels.cli import main
+
+SLOWED = "attention forward 8x12x128x64 float32"
+
+
+def regressed(before, after):
+    return {(c.case, c.peer) for c in compare(before, after) if c.regressed}
+
+
+def test_a_second_run_compares_clean():
+    for seed in range(1, 6):
+        assert not regressed(bench_records.made(0), bench_records.made(seed))
+
+
+def test_a_kernel_that_became_a_fifth_slower_is_found_and_only_that_one():
+    for seed in range(1, 6):
+        after = bench_records.made(seed, slower={SLOWED: 1.2})
+        assert regressed(bench_records.made(0), after) == {(SLOWED, peers.OURS)}
+
+
+def test_a_change_within_the_noise_is_no_regression():
+    after = bench_records.made(1, noise=0.5, slower={SLOWED: 1.2})
+    found = compare(bench_records.made(0, noise=0.5), after)
+    (row,) = [c for c in found if (c.case, c.peer) == (SLOWED, peers.OURS)]
+    assert not row.regressed
+    assert row.limit > 0.2
+
+
+def test_compare_says_what_became_slower_by_its_status(tmp_path, capsys):
+    before, same, after = (tmp_path / name for name in ("a.json", "b.json", "c.json"))
+    before.write_text(json.dumps(bench_records.made(0)))
+    same.write_text(json.dumps(bench_records.made(1)))
+    after.write_text(json.dumps(bench_records.made(1, slower={SLOWED: 1.2})))
+    assert main(["bench", "--compare", str(before), str(same)]) == 0
+    assert "nothing is slower" in capsys.readouterr().out
+    assert main(["bench", "--compare", str(before), str(after)]) == 1
+    shown = capsys.readouterr().out
+    (line,) = [line for line in shown.splitlines() if "SLOWER" in line]
+    assert line.startswith(SLOWED)
+    after.write_text('{"schema": 99}')
+    assert main(["bench", "--compare", str(before), str(after)]) == 1
+    assert "schema 99" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("written")
+    made = bench_records.made()
+    return folder, made, report.write(made, folder)
+
+
+def test_a_full_record_becomes_every_plot_and_one_page(written):
+    folder, made, files = written
+    names = [file.name for file in files]
+    assert names[0] == "full.json" and names[-1] == "index.html"
+    assert {
+        "kernels.png",
+        "encoders.png",
+        "latency.png",
+        "memory.png",
+        "roofline.png",
+        "fill.png",
+    } < set(names)
+    assert report.load(files[0]) == json.loads(json.dumps(made))
+    page = (folder / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == len(files) - 2
+    assert "http" not in page  # nothing is loaded from elsewhere
+    assert "A &lt;made-up&gt; CPU" in page
+    for case in cases.catalogue():
+        assert case in page
+    for line in ("pip install liger-kernel", "width=device-width"):
+        assert line in page
+
+
+def test_the_readme_gets_its_table_between_its_marks(written, tmp_path):
+    folder, made, _ = written
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for _ in range(2):  # writing it again changes nothing
+        report.write_readme(made, folder, readme)
+        text = readme.read_text()
+        assert text.startswith(f"# before\n{report.BEGIN}\n| times as fast")
+        assert text.endswith(f"{report.END}\nafter\n") and "old" not in text
+    row = next(r for r in made["rows"] if r["peer"] == peers.OURS and r["group"] == "encoder")
+    (line,) = [line for line in text.splitlines() if line.startswith("| **bigkernels** |")]
+    assert f"{row['speed_up']:.2f}" in line
+    assert (tmp_path / report.CHART).is_file()
+    readme.write_text("no marks")
+    with pytest.raises(ValueError, match="lacks the lines"):
+        report.write_readme(made, folder, readme)
+
+
+def test_a_record_of_few_cases_has_the_plots_it_has_data_for(tmp_path):
+    made = bench_records.made(chosen={SLOWED})
+    names = [file.name for file in report.write(made, tmp_path)]
+    assert names == ["full.json", "kernels.png", "roofline.png", "index.html"]
