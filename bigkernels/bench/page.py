@@ -18,7 +18,8 @@ body { margin: 0 auto; padding: 1rem; max-width: 76rem; color: #1b1f24; backgrou
 h1 { font-size: 1.6rem; margin: 0.4rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 0.6rem; }
 p, li { max-width: 44rem; } .soft, figcaption { color: var(--soft); font-size: 0.9rem; }
 .plots { columns: 26rem 2; column-gap: 2rem; }
-figure { margin: 0 0 1.5rem; break-inside: avoid; } figure img { width: 100%; max-width: 40rem; height: auto; display: block; }
+figure { margin: 0 0 1.5rem; break-inside: avoid; }
+figure img { width: 100%; max-width: 40rem; height: auto; display: block; }
 figcaption { font-weight: 600; color: inherit; margin-bottom: 0.3rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
