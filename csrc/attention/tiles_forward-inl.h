@@ -20,10 +20,13 @@ struct TileScratch {
   BFloat16* weights;        // left operand (32, keys)
 };
 
-// Whole tiles of every row, so that none is masked.
+// Whole tiles of every row, so that none is masked. Not beside a float32 mask: its gradient is
+// float32 too, and accurate only if the backward, which has no tiles, meets the forward's scores to
+// the last bit.
 inline bool tiles_serve(const AttentionCall& call) {
   const auto fits = [](int64_t dim) { return dim > 0 && dim % kPairSide == 0 && dim <= 256; };
-  return call.dtype == DType::kBFloat16 && fits(call.dim) && fits(call.dim_v);
+  return call.dtype == DType::kBFloat16 && call.mask.type != MaskType::kFloat32 && fits(call.dim) &&
+         fits(call.dim_v);
 }
 
 inline TileScratch tile_scratch_of(const AttentionCall& call, Arena* arena) {

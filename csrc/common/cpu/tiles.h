@@ -16,6 +16,10 @@ constexpr int64_t kTileDepth = 32;                     // steps of K a tile hold
 constexpr int64_t kTileSize = kTileSide * kTileDepth;  // elements of an operand's tile
 constexpr int64_t kPairSide = 2 * kTileSide;           // rows and columns of one block of sums
 
+// The intrinsics do not tell the compiler what memory they read: whatever was stored before this
+// line is in memory after it.
+inline void finish_stores() { __asm__ volatile("" : : : "memory"); }
+
 // While it lives this thread's tiles are configured: eight full ones. Tiles left alive would hold
 // registers that the core's other thread could use.
 class TileScope {
@@ -30,6 +34,7 @@ class TileScope {
       config.row_bytes[tile] = 64;
       config.rows[tile] = kTileSide;
     }
+    finish_stores();
     _tile_loadconfig(&config);
   }
   ~TileScope() { _tile_release(); }
@@ -47,6 +52,7 @@ inline void multiply_tiles(const BFloat16* a, const BFloat16* b, int64_t steps, 
                            int64_t c_row, bool add) {
   const int64_t bytes = c_row * static_cast<int64_t>(sizeof(float));
   float* low = c + kTileSide * c_row;
+  finish_stores();
   if (add) {
     _tile_loadd(0, c, bytes);
     _tile_loadd(1, c + kTileSide, bytes);
