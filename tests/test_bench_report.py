@@ -5,7 +5,7 @@ import json
 import bench_records
 import pytest
 
-from bigkernels.bench import cases, peers, report
+from bigkernels.bench import cases, grid, peers, report
 from bigkernels.bench.compare import compare
 from bigkernels.cli import main
 
@@ -103,3 +103,28 @@ def test_a_record_of_few_cases_has_the_plots_it_has_data_for(tmp_path):
     made = bench_records.made(chosen={SLOWED})
     names = [file.name for file in report.write(made, tmp_path)]
     assert names == ["full.json", "kernels.png", "roofline.png", "index.html"]
+
+
+def test_the_grid_marks_the_cells_below_stock():
+    def row(peer, seconds):
+        samples = [[turn, value] for turn, value in enumerate(seconds)]
+        facts = {"case": case.id, "peer": peer, "shape": case.shape}
+        return {**facts, "samples": samples, "disturbed": False}
+
+    full = grid.grid_cases(quick=False)
+    assert len(full) == 36
+    assert all(cases.find(case.id).batch == case.batch for case in full)
+    case = full[0]
+    stock = row(grid.PEERS[0], [1.0, 1.1, 0.9, 1.0, 1.0])
+    noisy = [s * f for (_, s), f in zip(stock["samples"], (1.3, 0.8, 1.6, 1.05, 0.9), strict=True)]
+    for seconds, speed_up, slower in (
+        ([2.0 * s for _, s in stock["samples"]], 0.5, True),
+        ([0.5 * s for _, s in stock["samples"]], 2.0, False),
+        (noisy, 1 / 1.05, False),
+    ):
+        (cell,) = grid.cells({"rows": [stock, row(peers.OURS, seconds)]})
+        assert cell.speed_up == pytest.approx(speed_up) and cell.slower == slower
+        assert (cell.model, cell.batch, cell.length) == ("minilm", 1, 16)
+        (unsure,) = grid.cells({"rows": [stock | {"disturbed": True}, row(peers.OURS, seconds)]})
+        assert not unsure.slower
+        assert grid.rows([cell], "minilm") == [["1", f"{speed_up:.2f}{' !' if slower else ''}"]]

@@ -71,11 +71,11 @@ def _ratios(record: Record) -> dict[tuple[str, str, str], tuple[float, float]]:
         logs = [math.log(theirs[r] / mine[r]) for r in theirs.keys() & mine.keys()]
         if len(logs) >= 2:
             key = (row["group"], row["case"], row["peer"])
-            found[key] = (statistics.median(logs), _standard_error(logs))
+            found[key] = (statistics.median(logs), standard_error(logs))
     return found
 
 
-def _standard_error(values: Sequence[float]) -> float:
+def standard_error(values: Sequence[float]) -> float:
     """Of the median, from the median absolute deviation."""
     return 1.2533 * _deviation(values) / math.sqrt(len(values))
 

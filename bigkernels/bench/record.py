@@ -95,6 +95,7 @@ def _measured(answer: Mapping[str, Any], timing: Any, state: str) -> dict[str, A
         "by_state": by_state,
         "samples": [[turn, seconds] for turn, seconds in timing.samples],
         "dropped": timing.dropped,
+        "disturbed": not any(s[3] for s in answer["samples"]),
         "calls": timing.calls,
     }
 

@@ -15,7 +15,7 @@ from bigkernels.cli import machine
 
 from . import cases, ceilings, encoders, peers, record
 from .cases import Case
-from .fleet import Fleet, Process
+from .fleet import Fleet
 
 
 class Effort(NamedTuple):
@@ -28,7 +28,7 @@ class Effort(NamedTuple):
     setup: float
 
 
-QUICK = Effort("quick", 5, 4.0, 180.0)
+QUICK = Effort("quick", 5, 8.0, 180.0)
 FULL = Effort("full", 11, 45.0, 400.0)
 
 
@@ -78,7 +78,8 @@ def _group(
     models = {case.batch[0] for case in mine if case.batch}
     for model in models:
         encoders.folder(model)  # made before the peers ask for it all at once
-    with Fleet(running, threads, effort.setup) as fleet:
+    truths = [peers.TRUTH] if any(case.batch and case.mode != "training" for case in mine) else []
+    with Fleet(running, threads, effort.setup) as fleet, Fleet(truths, threads, 600.0) as truth:
         for case in mine:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
@@ -89,7 +90,7 @@ def _group(
                     folder,
                     lambda: ceilings.core_state(threads),
                 )
-                errors = _errors(case, folder, running, threads, effort)
+                errors = _errors(case, folder, running, truth)
                 rows = record.rows(case, answers, errors, roofs)
             found += rows
             say(f"{case.id}: {_summary(rows)}")
@@ -97,21 +98,18 @@ def _group(
 
 
 def _errors(
-    case: Case, folder: Path, running: Sequence[peers.Peer], threads: int, effort: Effort
+    case: Case, folder: Path, running: Sequence[peers.Peer], truth: Fleet
 ) -> dict[str, dict[str, float]]:
     names = [peer.name for peer in running]
     if case.problem is not None:
         return record.room_errors(case, folder, names)
     if case.mode == "training":
         return {}
-    process = Process(peers.TRUTH, threads, 10 * effort.setup)
-    try:
-        answer = process.ask(do="results", case=case.id, results=str(folder / "truth.npz"))
-    finally:
-        process.close()
+    file = str(folder / "truth.npz")
+    answer = truth.processes[0].ask(do="results", case=case.id, results=file)
     if "refused" in answer:
         return {}
-    return record.encoder_errors(folder / "truth.npz", folder, names)
+    return record.encoder_errors(Path(file), folder, names)
 
 
 def _summary(rows: Sequence[dict[str, Any]]) -> str:

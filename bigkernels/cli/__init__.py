@@ -85,6 +85,8 @@ def _bench_flags(bench: argparse.ArgumentParser) -> None:
     two = ("BEFORE", "AFTER")
     text = "two JSON files: status 1 if ours became slower beyond the noise of both"
     bench.add_argument("--compare", nargs=2, metavar=two, help=text)
+    text = "accelerated against stock over batch and length: status 1 if a cell is below stock"
+    bench.add_argument("--grid", action="store_true", help=text)
     text = "plots and page of a JSON file beside it, its table into ./README.md"
     bench.add_argument("--readme", metavar="FILE", help=text)
     bench.add_argument("--mine", metavar="MODEL_PATH", help="your model, stock and accelerated")

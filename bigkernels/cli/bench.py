@@ -20,7 +20,8 @@ COLUMNS = ("peer", "ms", "quartiles", "speed-up", "error", "peak MB", "kept MB",
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Status 0; 1 if a model given with --mine failed its verification, or --compare found a regression."""
+    """Status 0; 1 if a model given with --mine failed its verification, or --compare a
+    regression, or --grid a cell below stock."""
     if arguments.mine:
         from . import throughput
 
@@ -29,6 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError('needs numpy: pip install "bigkernels[bench]"')
     if arguments.compare:
         return compare_records(*arguments.compare)
+    if arguments.grid:
+        return grid(arguments)
     if arguments.readme:
         return write_readme(Path(arguments.readme))
     return measure(arguments)
@@ -37,8 +40,6 @@ def run(arguments: argparse.Namespace) -> int:
 def measure(arguments: argparse.Namespace) -> int:
     """Times the chosen cases, writes and shows the record."""
     from bigkernels.bench import peers, report
-    from bigkernels.bench.run import FULL, QUICK
-    from bigkernels.bench.run import run as run_all
 
     chosen = _chosen(arguments)
     if arguments.list:
@@ -49,11 +50,7 @@ def measure(arguments: argparse.Namespace) -> int:
     known = {peer.name for peer in peers.PEERS}
     if unknown := [name for name in names if name not in known]:
         raise CommandError(f"--peers: {unknown[0]!r} not in {', '.join(sorted(known))}")
-    effort = QUICK if arguments.quick else FULL
-    if arguments.rounds:
-        effort = effort._replace(rounds=arguments.rounds)
-    threads = arguments.threads or torch.get_num_threads()
-    found = run_all(chosen, effort, threads, names, lambda text: print(text, file=sys.stderr))
+    found = _time(arguments, chosen, names)
     files = report.write(found, Path(arguments.out))
     if arguments.json:
         print_json(found)
@@ -64,6 +61,41 @@ def measure(arguments: argparse.Namespace) -> int:
     if len(files) == 1:
         print('no plots: pip install "bigkernels[plot]"')
     return 0
+
+
+def grid(arguments: argparse.Namespace) -> int:
+    """Times accelerated against stock over batch and length; status 1 if a cell is below stock."""
+    from bigkernels.bench import grid as over
+    from bigkernels.bench import report
+
+    found = _time(arguments, over.grid_cases(arguments.quick), over.PEERS)
+    found["mode"] = "grid"
+    cells = over.cells(found)
+    found["cells"] = [cell._asdict() for cell in cells]
+    files = report.write(found, Path(arguments.out))
+    if arguments.json:
+        print_json(found)
+    else:
+        for model in over.encoders_of(arguments.quick):
+            lengths = sorted({cell.length for cell in cells if cell.model == model})
+            columns = ["batch", *(f"length {length}" for length in lengths)]
+            print_table(
+                f"{model}: times as fast as stock, float32", columns, over.rows(cells, model)
+            )
+        print(f"{sum(cell.slower for cell in cells)} of {len(cells)} cells below stock: {files[0]}")
+    return int(any(cell.slower for cell in cells))
+
+
+def _time(
+    arguments: argparse.Namespace, chosen: Sequence[Any], names: Sequence[str]
+) -> dict[str, Any]:
+    from bigkernels.bench.run import FULL, QUICK, run
+
+    effort = QUICK if arguments.quick else FULL
+    if arguments.rounds:
+        effort = effort._replace(rounds=arguments.rounds)
+    threads = arguments.threads or torch.get_num_threads()
+    return run(chosen, effort, threads, names, lambda text: print(text, file=sys.stderr))
 
 
 def _chosen(arguments: argparse.Namespace) -> list[Any]:
