@@ -92,5 +92,5 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-abi
 	.venv-abi/bin/python -m pip install -q torch==2.11.0
 	.venv-abi/bin/python -m pip install -q "setuptools>=77" "numpy<2.4" pytest pytest-timeout pytest-benchmark \
-	  hypothesis matplotlib "transformers>=5.17,<5.24"
+	  hypothesis matplotlib "transformers>=5.17,<5.24" "accelerate>=1.1" "datasets>=3" scikit-learn tqdm
 	@touch $@
