@@ -35,6 +35,7 @@ def made(seed=0, noise=0.03, slower=(), chosen=None):
         "bigkernels": "0",
         "commit": "0000000",
         "threads": 2,
+        "clock": "wall",
         "machine": {
             "versions": {"torch": "2.13.0"},
             "processor": {"model": "A <made-up> CPU", "amx": "permitted"},

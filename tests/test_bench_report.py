@@ -33,6 +33,10 @@ def test_a_change_within_the_noise_is_no_regression():
     (row,) = [c for c in found if (c.case, c.peer) == (SLOWED, peers.OURS)]
     assert not row.regressed
     assert row.limit > 0.2
+    after = bench_records.made(1, slower={SLOWED: 2.0})
+    for row in after["rows"]:
+        row["disturbed"] = True
+    assert not regressed(bench_records.made(0), after)
 
 
 def test_compare_says_what_became_slower_by_its_status(tmp_path, capsys):

@@ -17,8 +17,9 @@ Record = Mapping[str, Any]
 
 class Change(NamedTuple):
     """One row of both records. before, after: speed-up over the baseline of the same run. change:
-    logarithm of after / before; limit: what it may be, from the noise. regressed: whether it is
-    worse than that, and ours."""
+    logarithm of after / before; limit: what it may be, from the noise. disturbed: one of the four
+    measurements has disturbed samples only, and nothing can be said. regressed: whether it is worse
+    than the limit, ours, and not disturbed."""
 
     case: str
     peer: str
@@ -26,6 +27,7 @@ class Change(NamedTuple):
     after: float
     change: float
     limit: float
+    disturbed: bool
     regressed: bool
 
 
@@ -39,17 +41,22 @@ def compare(before: Record, after: Record) -> list[Change]:
     pairs = _pairs(before, after)
     spread = {group: _between_runs(pairs, group) for group in {key[0] for key in pairs}}
     found = []
+    unsure = _disturbed(before) | _disturbed(after)
     for (group, case, peer), ((a, noise_a), (b, noise_b)) in pairs.items():
         own = math.hypot(noise_a, noise_b)
         limit = max(SMALLEST, SIGMAS * own, SIGMAS * spread[group])
-        ours = peer.startswith(peers.OURS)
-        found.append(
-            Change(case, peer, math.exp(a), math.exp(b), b - a, limit, ours and b - a < -limit)
-        )
+        disturbed = bool({(case, peer), (case, peers.BASELINES[group])} & unsure)
+        regressed = peer.startswith(peers.OURS) and not disturbed and b - a < -limit
+        change = Change(case, peer, math.exp(a), math.exp(b), b - a, limit, disturbed, regressed)
+        found.append(change)
     return sorted(found, key=lambda c: c.change)
 
 
 Pairs = dict[tuple[str, str, str], tuple[tuple[float, float], tuple[float, float]]]
+
+
+def _disturbed(record: Record) -> set[tuple[str, str]]:
+    return {(row["case"], row["peer"]) for row in record["rows"] if row.get("disturbed")}
 
 
 def _pairs(before: Record, after: Record) -> Pairs:

@@ -21,10 +21,11 @@ from .peers import Peer
 class Process:
     """One peer's process; a dead or silent one refuses everything with the reason."""
 
-    def __init__(self, peer: Peer, threads: int, seconds: float) -> None:
+    def __init__(self, peer: Peer, threads: int, seconds: float, clock: str = "wall") -> None:
         self.peer, self.seconds, self.reason = peer, seconds, ""
         kind = "encoder" if "encoder" in peer.groups else "room"
-        command = [sys.executable, "-m", "bigkernels.bench.worker", kind, peer.name, str(threads)]
+        command = [sys.executable, "-m", "bigkernels.bench.worker", kind, peer.name]
+        command += [str(threads), clock]
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         environment = {
@@ -92,8 +93,10 @@ class Process:
 class Fleet:
     """Processes of several peers, as a context; all start at once."""
 
-    def __init__(self, peers: Sequence[Peer], threads: int, seconds: float = 120.0) -> None:
-        self.processes = [Process(peer, threads, seconds) for peer in peers]
+    def __init__(
+        self, peers: Sequence[Peer], threads: int, seconds: float, clock: str = "wall"
+    ) -> None:
+        self.processes = [Process(peer, threads, seconds, clock) for peer in peers]
 
     def __enter__(self) -> Fleet:
         return self

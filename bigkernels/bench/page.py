@@ -67,7 +67,8 @@ def _head(record: Mapping[str, Any]) -> list[str]:
     lines = [
         "<h1>bigkernels benchmarks</h1>",
         f"<p class='soft'>{_text(record['date'])}, {_text(record['mode'])} run of "
-        f"{record['seconds']:.0f} s, commit {_text(record['commit'])}, {record['threads']} threads</p>",
+        f"{record['seconds']:.0f} s, commit {_text(record['commit'])}, {record['threads']} threads, "
+        f"{_text(record['clock'])} time</p>",
         "<div class='cards'>",
     ]
     for row in _highlights(record["rows"]):

@@ -99,12 +99,16 @@ def _source(record: Mapping[str, Any]) -> str:
     dropped = [row["dropped"] for row in record["rows"] if row.get("median")]
     used = [len(row["samples"]) for row in record["rows"] if row.get("median")]
     return (
-        f"{record['machine']['processor']['model']}, {record['threads']} threads, {record['date'][:10]}, "
+        f"{record['machine']['processor']['model']}, {_clock(record)}, {record['date'][:10]}, "
         f"torch {record['machine']['versions']['torch']}. Medians of interleaved rounds, every peer in a "
         f"process of its own, {sum(used) / max(1, len(used)):.0f} samples a row"
         f"{_disturbed(dropped)}. int8 is not the same answer: `benchmarks/README.md` has the errors' meaning, "
         f"`benchmarks/results/` every row."
     )
+
+
+def _clock(record: Mapping[str, Any]) -> str:
+    return "one thread, CPU time" if record["clock"] == "cpu" else f"{record['threads']} threads"
 
 
 def _disturbed(dropped: Sequence[int]) -> str:

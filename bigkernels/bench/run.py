@@ -20,12 +20,13 @@ from .fleet import Fleet
 
 class Effort(NamedTuple):
     """How much of each case is timed: rounds, seconds after which a disturbed case ends, seconds a
-    peer may take to set a case up."""
+    peer may take to set a case up; clock: "wall", or "cpu" for the CPU time of the process."""
 
     name: str
     rounds: int
     seconds: float
     setup: float
+    clock: str = "wall"
 
 
 QUICK = Effort("quick", 5, 8.0, 180.0)
@@ -59,6 +60,7 @@ def run(
         "bigkernels": bigkernels.__version__,
         "commit": _commit(),
         "threads": threads,
+        "clock": effort.clock,
         "machine": {"versions": machine.versions(), "processor": machine.processor()},
         "ceilings": roofs,
         "peers": listed,
@@ -79,7 +81,10 @@ def _group(
     for model in models:
         encoders.folder(model)  # made before the peers ask for it all at once
     truths = [peers.TRUTH] if any(case.batch and case.mode != "training" for case in mine) else []
-    with Fleet(running, threads, effort.setup) as fleet, Fleet(truths, threads, 600.0) as truth:
+    with (
+        Fleet(running, threads, effort.setup, effort.clock) as fleet,
+        Fleet(truths, threads, 600.0) as truth,
+    ):
         for case in mine:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)

@@ -80,6 +80,8 @@ def _bench_flags(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--cases", metavar="REGEX", help="only cases whose id matches")
     bench.add_argument("--peers", metavar="NAME,NAME", help="only these peers")
     bench.add_argument("--rounds", type=_positive, help="undisturbed samples of each peer")
+    text = "one thread, CPU time instead of wall time: for a machine that is never quiet"
+    bench.add_argument("--cpu-time", action="store_true", help=text)
     bench.add_argument("--list", action="store_true", help="name cases and peers and stop")
     bench.add_argument("--out", metavar="FOLDER", default="bench-results", help="(bench-results)")
     two = ("BEFORE", "AFTER")

@@ -95,6 +95,8 @@ def _time(
     if arguments.rounds:
         effort = effort._replace(rounds=arguments.rounds)
     threads = arguments.threads or torch.get_num_threads()
+    if arguments.cpu_time:
+        effort, threads = effort._replace(clock="cpu"), 1
     return run(chosen, effort, threads, names, lambda text: print(text, file=sys.stderr))
 
 
@@ -119,6 +121,7 @@ def compare_records(before: str, after: str) -> int:
     changes = compare(_load(before), _load(after))
     if not changes:
         raise CommandError("--compare: the records have no row in common")
+    ours = [change for change in changes if change.peer.startswith("bigkernels")]
     columns = ("case", "peer", "before", "after", "change", "noise", "")
     rows = [
         [
@@ -127,18 +130,18 @@ def compare_records(before: str, after: str) -> int:
             f"{change.before:.2f}x",
             f"{change.after:.2f}x",
             f"{math.expm1(change.change):+.1%}",
-            f"{math.expm1(change.limit):.1%}",
-            "SLOWER" if change.regressed else "",
+            f"{math.expm1(-change.limit):.1%}",
+            "SLOWER" if change.regressed else "disturbed" if change.disturbed else "",
         ]
-        for change in changes
-        if change.peer.startswith("bigkernels")
+        for change in ours
     ]
     print_table("Ours over the baseline, before and after", columns, rows)
     slower = sum(change.regressed for change in changes)
-    blind = [change for change in changes if change.limit > math.log(1.2)]
+    blind = [change for change in ours if change.disturbed or change.limit > math.log(1.2)]
     if blind:
-        print(f"{len(blind)} of {len(changes)} rows are too noisy to show a loss of 20 %")
-    print(f"{slower} of {len(rows)} rows are slower than before" if slower else "nothing is slower")
+        print(f"{len(blind)} of {len(ours)} rows are too disturbed to show a kernel 20 % slower")
+    known = "nothing is slower" if len(blind) < len(ours) else "nothing is known"
+    print(f"{slower} of {len(rows)} rows are slower than before" if slower else known)
     return int(slower > 0)
 
 
