@@ -69,7 +69,8 @@ def _environment_backend() -> str | None:
 
 
 _FROM_ENVIRONMENT = _environment_backend()
-_INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+# GPU backends that take CPU tensors when asked for: in Triton's interpreter, or on an emulated device.
+_ON_CPU = frozenset({"triton"} if os.environ.get("TRITON_INTERPRET") == "1" else ())
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "bigkernels_backend", default=None
 )
@@ -107,10 +108,10 @@ def refusals(room: str, backend: str, facts: Any, forced: bool = False) -> tuple
     if backend == "reference":
         return ()
     if facts.device != _DEVICES[backend]:
-        if not (backend == "triton" and facts.device == "cpu" and _INTERPRET):
+        if facts.device != "cpu" or backend not in _ON_CPU:
             return (f"device {facts.device} is not {_DEVICES[backend]}",)
         if not forced:
-            return ("the interpreter runs only when asked for",)
+            return ("on CPU tensors it runs only when asked for",)
     absent = _ABSENT[room] if backend == "cpu" else None
     if absent is not None:
         return (absent,)

@@ -64,12 +64,12 @@ void* current_stream(const Tensor& x) {
 }
 
 // For tests: another file in place of the kernels, from the next call on; "" is the default again.
-// One that runs kernels on the CPU is given CPU tensors.
+// One that runs kernels on the CPU is given CPU tensors, and may watch what is allocated.
 void use_cuda_library(std::string path, bool takes_cpu_tensors) {
   Loaded& state = loaded();
   const std::lock_guard<std::mutex> lock(state.mutex);
   state.path = std::move(path);
-  state.takes_cpu_tensors = takes_cpu_tensors;
+  state.takes_cpu_tensors = g_watched_allocations = takes_cpu_tensors;
   state.library.reset();
 }
 

@@ -57,9 +57,27 @@ inline Sizes sizes_of(const Tensor& tensor) {
   return Sizes(sizes.data(), sizes.data() + sizes.size());
 }
 
+// For tests that watch what is allocated: then it goes by way of torch's dispatcher, which costs a
+// microsecond more.
+inline bool g_watched_allocations = false;
+
+inline Tensor watched_empty_strided(const Tensor& like, const Sizes& sizes, const Sizes& strides,
+                                    ScalarType dtype) {
+  using torch::headeronly::IntHeaderOnlyArrayRef;
+  using torch::stable::detail::from;
+  std::array<StableIValue, 6> stack{
+      from(IntHeaderOnlyArrayRef(sizes)), from(IntHeaderOnlyArrayRef(strides)),
+      from(std::optional(dtype)),         from(std::nullopt),
+      from(std::optional(like.device())), from(std::nullopt)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::empty_strided", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // Uninitialised, with the given strides, on the device of `like`.
 inline Tensor empty_strided(const Tensor& like, const Sizes& sizes, const Sizes& strides,
                             ScalarType dtype) {
+  if (g_watched_allocations) return watched_empty_strided(like, sizes, strides, dtype);
   int32_t device_type, device_index;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));

@@ -1,74 +1,114 @@
 """The `device` fixture: one test body runs on every backend there is.
 
-cpu = the C++ kernels; emulated = the Triton kernels in Triton's interpreter, on CPU tensors; cuda and
-cuda-triton = both kinds of kernels on a GPU. What a backend refuses is skipped with its own reasons.
+cpu = the C++ kernels; emulated-sm_80 and -sm_90 = the CUDA C++ and the Triton kernels on an emulated GPU,
+on CPU tensors (tests/emulator); interpreted = the Triton kernels in Triton's interpreter, where
+TRITON_INTERPRET=1 asks for it; cuda and cuda-triton = both kinds of kernels on a GPU. What a backend
+refuses is skipped with its own reasons.
 """
 
+import dataclasses
 import os
 import pathlib
 import re
-from dataclasses import dataclass
 
 import pytest
 import torch
 
+from bigkernels import backends
+from bigkernels.testing import Case, oracle
+from tests.emulator.core import Options
+from tests.emulator.device import Emulation, emulated, why_not
+
 HAS_GPU = torch.cuda.is_available()
-# Read when triton, and with it a kernel, is first imported. On a GPU it would take the kernels off it.
-if not HAS_GPU:
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
-from bigkernels import backends  # noqa: E402
-from bigkernels.testing import Case, oracle  # noqa: E402
-
-# Elements of one tensor beyond which the interpreter takes seconds a case.
-EMULATED_ELEMENTS = 14_000
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Elements of one tensor beyond which a case is left to `make test-full`, or to a GPU.
+INTERPRETED_ELEMENTS = 14_000
+EMULATED_ELEMENTS, EMULATED_ELEMENTS_FULL = 14_000, 1_000_000
+# Orders of warps and blocks that a case is run under by `make test-full`.
+EMULATED_SEEDS = (1, 2, 3)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Device:
-    """A backend on a kind of device: what to pass as `backend=`, and where the tensors live."""
+    """A backend on a kind of device: what to pass as `backend=`, and where the tensors live.
+
+    architecture: of the emulated GPU, 80 or 90; 0 if the device is none.
+    """
 
     name: str
     type: str
     backend: str
+    architecture: int = 0
+    emulation: Emulation | None = None
+    full: bool = False
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def slow(self) -> bool:
+        """Whether a kernel takes a thousand times as long here as on the device it is made for."""
+        return self.architecture > 0 or self.name == "interpreted"
 
     def require(self, room: str, facts, elements: int = 0) -> None:
         """Skips the test, with the reasons, unless this backend takes calls of these facts."""
         reasons = backends.refusals(room, self.backend, facts, forced=True)
         if reasons:
             pytest.skip(f"{self.name}: {'; '.join(reasons)}")
-        if self.name == "emulated" and elements > EMULATED_ELEMENTS:
-            pytest.skip("emulated: too large for the interpreter")
+        limit = EMULATED_ELEMENTS_FULL if self.full else EMULATED_ELEMENTS
+        if self.architecture and elements > limit:
+            pytest.skip(f"{self.name}: too large for the emulator")
+        if self.name == "interpreted" and elements > INTERPRETED_ELEMENTS:
+            pytest.skip("interpreted: too large for the interpreter")
 
     def check(self, case: Case) -> dict[str, torch.Tensor]:
         """The oracle's verdict of a case on this backend; skips what the backend refuses."""
         self.require(case.room, case.facts(self.type), case.elements)
+        for seed in EMULATED_SEEDS[1:] if self.full else ():
+            self.emulation.options = Options(seed=seed)
+            oracle.check(case, self.backend, self.type)
         return oracle.check(case, self.backend, self.type)
 
 
 DEVICES = (
     Device("cpu", "cpu", "cpu"),
-    Device("emulated", "cpu", "triton"),
+    Device("interpreted", "cpu", "triton"),
+    Device("emulated-sm_80", "cpu", "cuda", 80),
+    Device("emulated-sm_90", "cpu", "cuda", 90),
+    Device("emulated-sm_80-triton", "cpu", "triton", 80),
+    Device("emulated-sm_90-triton", "cpu", "triton", 90),
     Device("cuda", "cuda", "cuda"),
     Device("cuda-triton", "cuda", "triton"),
 )
 
 
-def _usable(device: Device):
+def _why_not(device: Device) -> str | None:
     if device.type == "cuda" and not HAS_GPU:
-        return pytest.param(device, id=device.name, marks=pytest.mark.skip(reason="no CUDA device"))
-    if device.name == "emulated" and HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1":
-        skip = pytest.mark.skip(reason="emulated: Triton runs on the GPU here")
-        return pytest.param(device, id=device.name, marks=skip)
-    return pytest.param(device, id=device.name)
+        return "no CUDA device"
+    if device.name == "interpreted" and not INTERPRETED:
+        return "interpreted: only with TRITON_INTERPRET=1"
+    if device.architecture and HAS_GPU:
+        return "emulated: there is a GPU here"
+    if device.architecture and (reason := why_not(device.backend)):
+        return f"emulated: {reason}"
+    return None
+
+
+def _usable(device: Device):
+    reason = _why_not(device)
+    marks = [pytest.mark.skip(reason=reason)] if reason else []
+    return pytest.param(device, id=device.name, marks=marks)
 
 
 @pytest.fixture(params=[_usable(device) for device in DEVICES])
-def device(request) -> Device:
-    return request.param
+def device(request):
+    device = request.param
+    if not device.architecture:
+        yield device
+        return
+    full = "not full" not in str(request.config.getoption("-m"))
+    with emulated(device.architecture, device.backend) as emulation:
+        yield dataclasses.replace(device, emulation=emulation, full=full)
 
 
 def pytest_configure(config):

@@ -74,9 +74,9 @@ def test_a_forced_backend_serves_or_says_why_not():
 
 def test_the_interpreter_serves_only_on_request():
     if backends.refusals("layer_norm", "triton", facts(), forced=True):
-        pytest.skip("emulated: Triton's interpreter is not active")
+        pytest.skip("interpreted: only with TRITON_INTERPRET=1")
     (reason,) = backends.refusals("layer_norm", "triton", facts())
-    assert reason == "the interpreter runs only when asked for"
+    assert reason == "on CPU tensors it runs only when asked for"
     torch.testing.assert_close(call("triton"), call("reference"))
     with pytest.raises(bk.Unsupported, match="rounded wrong by the interpreter"):
         call("triton", X.bfloat16())

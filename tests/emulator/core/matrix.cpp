@@ -1,0 +1,193 @@
+// 8x8 tiles between shared memory and registers (ldmatrix, stmatrix, movmatrix), and mma.sync.
+//
+// Lane l holds of an 8x8 tile of 16-bit elements row l / 4, columns 2 * (l % 4) and one more. The
+// fragments of mma.m16n8kK are made of such tiles; those of tf32 have one 32-bit element there.
+#include "block.h"
+#include "decoder.h"
+#include "memory.h"
+#include "numbers.h"
+
+namespace emulator {
+namespace {
+
+using Tile = uint16_t[8][8];
+
+bool whole_warp(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
+  if (mask == kAllLanes) return true;
+  block.report(i,
+               format("divergence: lanes %08x of warp %u run a matrix instruction", mask, warp.id));
+  return false;
+}
+
+uint32_t element_pair(const Tile& tile, int lane, bool transposed) {
+  const int r = lane / 4, c = 2 * (lane % 4);
+  const uint32_t low = transposed ? tile[c][r] : tile[r][c];
+  const uint32_t high = transposed ? tile[c + 1][r] : tile[r][c + 1];
+  return low | high << 16;
+}
+
+void set_element_pair(Tile& tile, int lane, bool transposed, uint32_t value) {
+  const int r = lane / 4, c = 2 * (lane % 4);
+  (transposed ? tile[c][r] : tile[r][c]) = static_cast<uint16_t>(value);
+  (transposed ? tile[c + 1][r] : tile[r][c + 1]) = static_cast<uint16_t>(value >> 16);
+}
+
+// The 8 rows of tile k are named by lanes 8 * k and following.
+template <bool kLoads>
+void move_tiles(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
+  if (!whole_warp(block, warp, i, mask)) return;
+  uint64_t address[kLanes];
+  uint8_t* host[kLanes] = {};
+  lane_addresses(warp, i.a, mask, address);
+  const bool transposed = i.mode != 0;
+  for (int k = 0; k < i.count; ++k) {
+    Tile tile = {};
+    uint8_t fresh[kLanes * 16] = {};
+    if (!kLoads) {
+      const uint32_t* source = row<uint32_t>(warp, i.vector[static_cast<size_t>(k)]);
+      for (int lane = 0; lane < kLanes; ++lane)
+        set_element_pair(tile, lane, transposed, source[lane]);
+      std::memcpy(fresh + 128 * k, tile, sizeof tile);
+    }
+    block.locate(warp, i, i.space, address, 0xffu << (8 * k), 16,
+                 kLoads ? Access::kRead : Access::kWrite, kLoads ? nullptr : fresh, host);
+    if (!kLoads) continue;  // locate() has stored it
+    for (int r = 0; r < 8; ++r) {
+      if (host[8 * k + r] != nullptr) std::memcpy(tile[r], host[8 * k + r], 16);
+    }
+    uint32_t* d = row<uint32_t>(warp, i.vector[static_cast<size_t>(k)]);
+    for (int lane = 0; lane < kLanes; ++lane) d[lane] = element_pair(tile, lane, transposed);
+  }
+}
+
+void transpose(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
+  if (!whole_warp(block, warp, i, mask)) return;
+  Tile tile;
+  const uint32_t* a = row<uint32_t>(warp, i.a);
+  for (int lane = 0; lane < kLanes; ++lane) set_element_pair(tile, lane, false, a[lane]);
+  uint32_t* d = row<uint32_t>(warp, i.d);
+  for (int lane = 0; lane < kLanes; ++lane) d[lane] = element_pair(tile, lane, true);
+}
+
+float widen(uint32_t bits, Type type) {
+  if (type.kind == Type::kTf32) return tf32_to_float(bits);
+  const auto half = static_cast<uint16_t>(bits);
+  return type.kind == Type::kBFloat ? bfloat_to_float(half) : half_to_float(half);
+}
+
+struct Fragments {
+  float a[16][16], b[16][8], c[16][8];
+};
+
+// Operand `i.vector`: registers of d, a, b, c in this order, `i.option` the depth K.
+void read_fragments(Warp& warp, const Instruction& i, size_t accumulators, Fragments& f) {
+  const bool single = i.source_type.bits == 32;  // tf32: one element a register
+  const int per = single ? 1 : 2, depth = i.option, chunk = single ? 4 : 8;
+  const size_t a_count = static_cast<size_t>(2 * depth / chunk), b_count = a_count / 2;
+  const Operand* a = &i.vector[accumulators];
+  const Operand *b = a + a_count, *c = b + b_count;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int group = lane / 4, at = (lane % 4) * per;
+    for (size_t k = 0; k < a_count; ++k) {
+      const uint32_t bits = row<uint32_t>(warp, a[k])[lane];
+      for (int h = 0; h < per; ++h) {
+        f.a[group + 8 * (k % 2)][at + h + chunk * (k / 2)] = widen(bits >> (16 * h), i.source_type);
+      }
+    }
+    for (size_t k = 0; k < b_count; ++k) {
+      const uint32_t bits = row<uint32_t>(warp, b[k])[lane];
+      for (int h = 0; h < per; ++h) {
+        f.b[at + h + chunk * static_cast<int>(k)][group] = widen(bits >> (16 * h), i.source_type);
+      }
+    }
+    for (int k = 0; k < 4; ++k) {
+      const int pair = 2 * (lane % 4) + k % 2;
+      f.c[group + 8 * (k / 2)][pair] =
+          accumulators == 4 ? to_float(row<uint32_t>(warp, c[k])[lane])
+                            : half_to_float(static_cast<uint16_t>(
+                                  row<uint32_t>(warp, c[k / 2])[lane] >> (16 * (k % 2))));
+    }
+  }
+}
+
+// Products are exact; the sum is rounded to float32 after each. The device adds more digits at
+// once.
+void multiply(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
+  if (!whole_warp(block, warp, i, mask)) return;
+  const size_t accumulators = i.type.bits == 32 ? 4 : 2;
+  Fragments f;
+  read_fragments(warp, i, accumulators, f);
+  for (int m = 0; m < 16; ++m) {
+    for (int k = 0; k < i.option; ++k) {
+      for (int n = 0; n < 8; ++n) f.c[m][n] += f.a[m][k] * f.b[k][n];
+    }
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int k = 0; k < 4; k += accumulators == 4 ? 1 : 2) {
+      const float* value = &f.c[lane / 4 + 8 * (k / 2)][2 * (lane % 4) + k % 2];
+      if (accumulators == 4) {
+        row<uint32_t>(warp, i.vector[static_cast<size_t>(k)])[lane] = to_bits(value[0]);
+      } else {
+        row<uint32_t>(warp, i.vector[static_cast<size_t>(k / 2)])[lane] =
+            float_to_half(value[0]) | static_cast<uint32_t>(float_to_half(value[1])) << 16;
+      }
+    }
+  }
+}
+
+bool decode_mma(Decoder& decoder) {
+  Instruction& out = decoder.out;
+  decoder.allow({"sync", "aligned", "m16n8k16", "m16n8k8", "m16n8k4", "row", "col"});
+  const int shape = decoder.which({"m16n8k16", "m16n8k8", "m16n8k4"});
+  if (shape < 0) decoder.unsupported("shape");
+  out.option = 16 >> shape;
+  out.source_type = decoder.type(1);
+  const Type source = out.source_type;
+  const bool known =
+      source == decoder.type(2) && out.type == decoder.type(3) &&
+      (source.kind == Type::kTf32 ? out.option <= 8
+                                  : source.is_float() && source.bits == 16 && out.option >= 8);
+  if (!known || out.type.kind != Type::kFloat || decoder.has("row") == false) {
+    decoder.unsupported("operand types");
+  }
+  const size_t accumulators = out.type.bits == 32 ? 4 : 2;
+  const size_t a = static_cast<size_t>(2 * out.option / (source.bits == 32 ? 4 : 8));
+  const size_t sizes[] = {accumulators, a, a / 2, accumulators};
+  for (size_t k = 0; k < 4; ++k) {
+    const std::vector<Operand> registers = decoder.elements(k, 4);
+    if (registers.size() != sizes[k]) decoder.unsupported("number of registers");
+    out.vector.insert(out.vector.end(), registers.begin(), registers.end());
+  }
+  out.run = &multiply;
+  return true;
+}
+
+}  // namespace
+
+bool decode_matrix(Decoder& decoder) {
+  Instruction& out = decoder.out;
+  const std::string_view name = decoder.name;
+  const bool loads = name == "ldmatrix";
+  if (!loads && name != "stmatrix" && name != "movmatrix" && name != "mma") return false;
+  out.flow = Flow::kConverge;
+  if (name == "mma") return decode_mma(decoder);
+  decoder.allow({"sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared", "shared::cta"});
+  out.mode = decoder.has("trans");
+  if (name == "movmatrix") {
+    out.d = decoder.destination(0, 4);
+    out.a = decoder.row(1, 4);
+    out.run = &transpose;
+    return true;
+  }
+  const int tiles = decoder.which({"x1", "x2", "x4"});
+  if (tiles < 0 || !decoder.has("m8n8") || out.type.bits != 16) decoder.unsupported("shape");
+  out.count = static_cast<uint8_t>(1 << tiles);
+  out.space = decoder.space();
+  out.a = decoder.address(loads ? 1 : 0);
+  out.vector = decoder.elements(loads ? 0 : 1, 4);
+  if (out.vector.size() != out.count) decoder.unsupported("number of registers");
+  out.run = loads ? &move_tiles<true> : &move_tiles<false>;
+  return true;
+}
+
+}  // namespace emulator

@@ -1,0 +1,77 @@
+// A block's shared memory, with who touched each granule last: races by happens-before.
+//
+// Time is a clock for each warp (and one for the copy engine). An access is ordered before another
+// if the second one's warp has seen a later clock of the first one's: barriers merge clocks. The
+// lanes of a warp count as concurrent until the warp synchronises.
+#pragma once
+
+#include <vector>
+
+#include "types.h"
+
+namespace emulator {
+
+using Clock = std::vector<uint32_t>;
+
+// Who accesses: the thread's number, its warp, what that warp has seen of the others, and a number
+// of the instruction: where lanes write one place in one instruction, one of them wins, which is no
+// race.
+struct Actor {
+  uint32_t thread;
+  uint32_t warp;
+  const Clock* seen;
+  uint32_t instruction;
+};
+
+class SharedMemory {
+ public:
+  void reset(uint32_t bytes, uint32_t granule, uint32_t clocks, bool checked);
+
+  uint8_t* data(uint64_t offset) { return bytes_.data() + offset; }
+  bool holds(uint64_t offset, uint64_t bytes) const {
+    return offset >= kSharedStart && offset + bytes <= bytes_.size();
+  }
+  uint64_t size() const { return bytes_.size(); }
+
+  // Each returns what is wrong with the access, or an empty string. `fresh` are the bytes about to
+  // be stored: two threads that write the same value do not race. `atomic` ones do not race each
+  // other.
+  std::string read(uint64_t offset, uint32_t bytes, const Actor& actor);
+  std::string write(uint64_t offset, uint32_t bytes, const Actor& actor, const uint8_t* fresh,
+                    bool atomic = false);
+  // Bytes that an asynchronous copy will fill: nobody may touch them until `arrive`.
+  std::string begin_copy(uint64_t offset, uint32_t bytes, const Actor& actor);
+  void end_copy(uint64_t offset, uint32_t bytes, const uint8_t* data, const Actor& actor);
+
+  // Writes by ordinary stores since the thread's last proxy fence are not visible to the async
+  // proxy.
+  std::string read_by_async_proxy(uint64_t offset, uint32_t bytes,
+                                  const std::vector<Clock>& fences);
+
+ private:
+  struct Record {
+    uint32_t writer_clock = 0, reader_clock = 0, instruction = 0;
+    uint16_t writer = kNobody, reader = kNobody;
+    uint16_t readers = 0;  // 1 + index of the clocks of readers in several warps
+    bool several = false;  // lanes of one warp read it
+    bool written = false, pending = false, atomic = false, generic = false;
+  };
+  static constexpr uint16_t kNobody = 0xffff;
+
+  static bool ordered(uint16_t thread, uint32_t clock, const Actor& actor) {
+    return thread == actor.thread || (*actor.seen)[thread / kLanes] > clock;
+  }
+  bool reads_ordered(const Record& record, const Actor& actor) const;
+  void add_reader(Record& record, const Actor& actor);
+  uint32_t* clocks_of(Record& record);
+  void forget_readers(Record& record);
+
+  std::vector<uint8_t> bytes_;
+  std::vector<Record> records_;
+  std::vector<uint32_t> readers_;  // clocks of the warps that read, `clocks_` for each record
+  std::vector<uint16_t> free_;     // records in it that are not used
+  uint32_t granule_ = 4, clocks_ = 0;
+  bool checked_ = true;
+};
+
+}  // namespace emulator
