@@ -7,6 +7,7 @@ from torch import nn
 from bigkernels import nn as ours
 from bigkernels.integrations import eligible
 from bigkernels.integrations.twins import Role
+from bigkernels.nn.transformer import overridden
 
 
 def _refuse(module: nn.Module) -> str | None:
@@ -20,11 +21,16 @@ def _refuse_norm(norm: nn.Module) -> str | None:
     return "it has hooks" if eligible.hooked(norm) else _refuse(norm)
 
 
+def _refuse_layer(layer: nn.Module) -> str | None:
+    assert isinstance(layer, nn.TransformerEncoderLayer)
+    return overridden(layer) or _refuse(layer)
+
+
 ROLES = {
     "torch.nn.modules.normalization.LayerNorm": Role(ours.LayerNorm, _refuse_norm),
     "torch.nn.modules.activation.MultiheadAttention": Role(ours.MultiheadAttention, _refuse),
     "torch.nn.modules.transformer.TransformerEncoderLayer": Role(
-        ours.TransformerEncoderLayer, _refuse, layer=True
+        ours.TransformerEncoderLayer, _refuse_layer, layer=True
     ),
     "torch.nn.modules.transformer.TransformerEncoder": Role(ours.TransformerEncoder, _refuse),
 }

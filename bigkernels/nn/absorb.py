@@ -34,12 +34,14 @@ def plain_tensor(value: Tensor | None) -> bool:
 
 
 def why_not(name: str, child: Module, *classes: type[Module]) -> str:
-    """Why ``child`` must be called itself, or "": its class is none of these, it has hooks or a weight that
-    is not a plain tensor."""
+    """Why ``child`` must be called itself, or "": its class is none of these, it has hooks, a forward of its own
+    or a weight that is not a plain tensor."""
     if type(child) not in classes:
         return f"{name} is a {type(child).__name__}"
     if has_hooks(child):
         return f"{name} has hooks"
+    if "forward" in child.__dict__:
+        return f"{name} has a forward of its own"
     if not all(plain_tensor(p) for p in child._parameters.values()):
         return f"{name} has a parameter that is not a plain tensor"
     return ""

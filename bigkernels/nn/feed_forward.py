@@ -25,7 +25,8 @@ def activation_name(activation: object) -> str | None:
     if activation is F.silu:
         return "silu"
     if isinstance(activation, nn.Module):
-        return None if absorb.has_hooks(activation) else _module_name(activation)
+        own = absorb.has_hooks(activation) or "forward" in activation.__dict__
+        return None if own else _module_name(activation)
     if (
         isinstance(activation, functools.partial)
         and activation.func is F.gelu

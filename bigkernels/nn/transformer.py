@@ -37,9 +37,9 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     residual + LayerNorm, feed-forward, and the same addition again.
 
     The constructor, the state_dict and the results are torch's. A child that is not the plain module the
-    constructor makes, or has hooks or wrapped parameters, is called itself; so is an activation other than ReLU,
-    GELU (exact or tanh) and SiLU. ``unfused_reasons()`` names them. A query without any key gets zeros from the
-    attention.
+    constructor makes, or has hooks, a forward of its own or wrapped parameters, is called itself; so is an
+    activation other than ReLU, GELU (exact or tanh) and SiLU, and an overridden ``_sa_block`` or ``_ff_block``.
+    ``unfused_reasons()`` names them. A query without any key gets zeros from the attention.
     """
 
     def __init__(
@@ -103,6 +103,8 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
 
     def run(self, x: Tensor, batch: Batch) -> Tensor:
         """The layer on x, laid out as in ``forward``, or on the packed tokens (T, E) of ``batch.plan``."""
+        if overridden(self):
+            return self._from_blocks(x, batch)
         if self.norm_first:
             branch = self._attend(self.norm1(x), batch)
             normed, x = self._add_norm(*branch, x, self.dropout1, self.norm2, batch, True)
@@ -110,9 +112,24 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         x, _ = self._add_norm(*self._attend(x, batch), x, self.dropout1, self.norm1, batch)
         return self._add_norm(*self._feed_forward(x, batch), x, self.dropout2, self.norm2, batch)[0]
 
+    def _from_blocks(self, x: Tensor, batch: Batch) -> Tensor:
+        """torch's own order of blocks, for a block that is no longer torch's; the masks as torch hands them on."""
+        attn_mask, padding = batch.attn_mask, batch.key_padding_mask
+        names = ("src_key_padding_mask", "src_mask")
+        padding = F._canonical_mask(
+            padding, names[0], F._none_or_dtype(attn_mask), names[1], x.dtype
+        )
+        attn_mask = F._canonical_mask(attn_mask, names[1], None, "", x.dtype, False)
+        causal = batch.is_causal
+        if self.norm_first:
+            x = x + self._sa_block(self.norm1(x), attn_mask, padding, is_causal=causal)
+            return x + self._ff_block(self.norm2(x))
+        x = self.norm1(x + self._sa_block(x, attn_mask, padding, is_causal=causal))
+        return self.norm2(x + self._ff_block(x))  # type: ignore[no-any-return]
+
     def unfused_reasons(self) -> tuple[str, ...]:
         """Why parts of the layer run as separate modules; empty if all of it is fused."""
-        found = [self._why_not_attention(), *self._why_not_feed_forward()]
+        found = [overridden(self), self._why_not_attention(), *self._why_not_feed_forward()]
         for at in ("1", "2"):
             norm, dropout = getattr(self, f"norm{at}"), getattr(self, f"dropout{at}")
             found.append(absorb.why_not(f"norm{at}", norm, LayerNorm, nn.LayerNorm))
@@ -210,6 +227,17 @@ def _probability(dropout: nn.Dropout) -> float:
     return dropout.p if dropout.training else 0.0
 
 
+_BLOCKS = {name: getattr(nn.TransformerEncoderLayer, name) for name in ("_sa_block", "_ff_block")}
+
+
+def overridden(layer: nn.TransformerEncoderLayer) -> str:
+    """Which of torch's two blocks the layer or its class replaces, or ""."""
+    for name, stock in _BLOCKS.items():
+        if name in layer.__dict__ or getattr(type(layer), name) is not stock:
+            return f"{name} is overridden"
+    return ""
+
+
 _OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LayerNorm: LayerNorm,
     nn.MultiheadAttention: MultiheadAttention,
@@ -244,7 +272,8 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
     A boolean ``src_key_padding_mask`` that pads every row on the right, or every row on the left, gives **zeros** in
     the rows of padding, in training too (torch: only in some evaluations). With no mask beside it but the causal one
     the tokens are packed once, run through all layers and ``norm``, and put back. Where the mask cannot be read
-    (torch.compile, vmap) or modules have hooks the layers run on the padded batch, with the same result.
+    (torch.compile, vmap), or a layer is not fused whole (``unfused_reasons()``), or ``norm`` is not a plain
+    LayerNorm, the layers run on the padded batch.
     ``enable_nested_tensor=False`` switches all of this off: rows of padding are computed like any other.
 
     Args:
@@ -294,7 +323,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
                 out = layer(out, src_mask=mask, is_causal=causal, src_key_padding_mask=ignore)
             return self._zero_padding(self._norm(out), ignore, batch_first)
         keep = self._plain_tokens(src, mask, ignore, causal)
-        if keep is None:
+        if keep is None or not self._all_plain():
             batch = self.layers[0].batch(src, mask, ignore, causal)
             return self._zero_padding(self._norm(self._run(src, batch)), ignore, batch_first)
         plan = packing.plan(keep)
@@ -307,6 +336,13 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         for layer in self.layers:
             x = layer.run(x, batch)
         return x
+
+    def _all_plain(self) -> bool:
+        """Whether every module takes each token alone, so that it may see (T, E) for (B, L, E)."""
+        norm = self.norm
+        if norm is not None and absorb.why_not("norm", norm, LayerNorm, nn.LayerNorm):
+            return False
+        return not any(layer.unfused_reasons() for layer in self.layers)
 
     def _norm(self, x: Tensor) -> Tensor:
         return x if self.norm is None else self.norm(x)
