@@ -141,6 +141,29 @@ def activation(model):
     _first_layer(model).intermediate.intermediate_act_fn = nn.Tanh()
 
 
+def own_forward_of_the_activation(model):
+    act = _first_layer(model).intermediate.intermediate_act_fn
+    act.forward = lambda x: 2 * nn.functional.gelu(x)
+
+
+def own_chunk(model):
+    layer = _first_layer(model)
+    layer.feed_forward_chunk = lambda x: 2 * x
+
+
+def no_norm(model):
+    _first_layer(model).output.LayerNorm = nn.Identity()
+
+
+def position_wise_norm(model):
+    _first_layer(model).output.LayerNorm = nn.LayerNorm((9, 32))
+
+
+def causal(model):
+    _first_layer(model).attention.self.is_causal = True
+    model.encoder.layer[0].attention.self.query.weight.data.mul_(3)
+
+
 # What is done to a BERT, and the words of the reason that must be given.
 CHANGES = {
     hook: "intermediate.dense has hooks",
@@ -161,6 +184,11 @@ CHANGES = {
     replaced_container: "output is test_fusing.OwnOutput",
     replaced_pooler: "pooler is test_fusing.MeanPooler",
     activation: "activation Tanh is not fused",
+    own_forward_of_the_activation: "intermediate_act_fn has a forward of its own",
+    own_chunk: "a feed_forward_chunk of its own",
+    no_norm: "output.LayerNorm is torch.nn.modules.linear.Identity, not a plain torch.nn.LayerNorm",
+    position_wise_norm: "output.LayerNorm is over 2 dimensions",
+    causal: "its attention is causal",
 }
 
 
@@ -184,7 +212,7 @@ def test_what_may_not_be_fused_is_called(change, when):
     with torch.no_grad():
         peer = model(**inputs)
         # Exact copies of instance forwards would call the original's weights.
-        if "forward" not in CHANGES[change]:
+        if "of its own" not in CHANGES[change]:
             truth = copy.deepcopy(model).double()(**inputs)
             keep = inputs["attention_mask"].bool()
             for key in ("last_hidden_state", "pooler_output"):

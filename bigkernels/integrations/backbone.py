@@ -43,6 +43,8 @@ def _why_padded(backbone: Any, given: dict[str, Any]) -> str | None:
         asked = given.get(name)
         if asked or (asked is None and getattr(config, name, False)):
             return f"{name} was asked for"
+    if bert.recording():
+        return "an outer model records outputs"
     return _why_not_these_tensors(backbone, given) or _why_not_these_modules(backbone)
 
 
@@ -87,10 +89,10 @@ def _why_not_these_tensors(backbone: Any, given: dict[str, Any]) -> str | None:
         return "exactly one of input_ids and inputs_embeds is expected"
     if tokens.dim() != (3 if ids is None else 2) or 0 in tokens.shape[:2]:
         return "the batch is empty or has other dimensions"
-    if given.get("position_ids") is None and not bert.positions_suffice(
-        backbone.embeddings, tokens.shape[1]
+    if (given.get("position_ids") is None or given.get("token_type_ids") is None) and (
+        reason := bert.why_not_buffers(backbone.embeddings, tokens.shape[1])
     ):
-        return "the batch is longer than the position table"
+        return reason
     mask = given.get("attention_mask")
     if mask is None:
         return None
@@ -197,6 +199,8 @@ def _by_name(
 def _refuse(backbone: nn.Module) -> str | None:
     if getattr(backbone.config, "is_decoder", False):
         return "it is a decoder"
+    if own := eligible.own_method(backbone):
+        return f"it has a {own} of its own"
     kind = getattr(backbone.config, "position_embedding_type", "absolute")
     return None if kind in (None, "absolute") else f"position_embedding_type {kind} is not served"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,27 +17,27 @@ from bigkernels.ops.attention.api import scaled_dot_product_attention, varlen_at
 from bigkernels.ops.ffn.api import feed_forward
 from bigkernels.ops.layer_norm.api import add_layer_norm
 
-_LAYER = (
-    "attention.self.query",
-    "attention.self.key",
-    "attention.self.value",
-    "attention.self.dropout",
-    "attention.output.dense",
-    "attention.output.dropout",
-    "attention.output.LayerNorm",
-    "intermediate.dense",
-    "output.dense",
-    "output.dropout",
-    "output.LayerNorm",
-)
+_LAYER = {
+    "attention.self.query": eligible.LINEAR,
+    "attention.self.key": eligible.LINEAR,
+    "attention.self.value": eligible.LINEAR,
+    "attention.self.dropout": eligible.DROPOUT,
+    "attention.output.dense": eligible.LINEAR,
+    "attention.output.dropout": eligible.DROPOUT,
+    "attention.output.LayerNorm": eligible.NORM,
+    "intermediate.dense": eligible.LINEAR,
+    "output.dense": eligible.LINEAR,
+    "output.dropout": eligible.DROPOUT,
+    "output.LayerNorm": eligible.NORM,
+}
 _LAYER_SHELLS = ("attention", "attention.self", "attention.output", "intermediate", "output")
-_EMBEDDINGS = (
-    "word_embeddings",
-    "token_type_embeddings",
-    "position_embeddings",
-    "LayerNorm",
-    "dropout",
-)
+_EMBEDDINGS = {
+    "word_embeddings": eligible.EMBEDDING,
+    "token_type_embeddings": eligible.EMBEDDING,
+    "position_embeddings": eligible.EMBEDDING,
+    "LayerNorm": eligible.NORM,
+    "dropout": eligible.DROPOUT,
+}
 
 
 def readable_mask(mask: Any) -> bool:
@@ -72,13 +73,31 @@ def attend(
 def rate(dropout: Any, owner: nn.Module | None = None) -> float:
     """Probability a Dropout module drops with now; owner: the module whose mode stock reads instead of its own."""
     training = dropout.training if owner is None else owner.training
-    return float(dropout.p) if training else 0.0
+    return float(getattr(dropout, "p", 0.0)) if training else 0.0
+
+
+def recording() -> frozenset[str]:
+    """What transformers is collecting by its own hooks inside the layers, as configurations and calls may ask."""
+    module = sys.modules.get("transformers.utils.output_capturing")
+    collector = getattr(module, "_active_collector", None)
+    if collector is None:
+        return frozenset()
+    # A context variable cannot be read while compiling; there transformers uses its global twin.
+    found = collector.global_var if torch.compiler.is_compiling() else collector.get()
+    return frozenset(found or ())
+
+
+def records_attentions() -> bool:
+    """Whether the modules that a fused layer does not call are being recorded."""
+    return any("attentions" in key for key in recording())
 
 
 def _layer_refuse(layer: nn.Module) -> str | None:
     if getattr(layer, "is_decoder", False) or getattr(layer, "add_cross_attention", False):
         return "it is a decoder layer"
-    return eligible.refuse_block(layer, _LAYER, _LAYER_SHELLS, "intermediate.intermediate_act_fn")
+    return eligible.refuse_block(
+        layer, _LAYER, _LAYER_SHELLS, "attention.self", "intermediate.intermediate_act_fn"
+    )
 
 
 def _layer_forward(
@@ -96,7 +115,7 @@ def _layer_forward(
     plain = encoder_hidden_states is None and past_key_values is None
     masked = not readable_mask(attention_mask)
     # With a plan the backbone has just asked.
-    refused = bigkernels_plan is None and _layer_refuse(layer) is not None
+    refused = bigkernels_plan is None and (records_attentions() or _layer_refuse(layer) is not None)
     if not plain or masked or kwargs.get("output_attentions") or refused:
         return stock(
             layer,
@@ -156,6 +175,9 @@ def _fused_layer(
 
 
 def _embeddings_refuse(embeddings: nn.Module) -> str | None:
+    own = eligible.own_method(embeddings)
+    if own is not None:
+        return f"it has a {own} of its own"
     return eligible.refuse_children(embeddings, _EMBEDDINGS)
 
 
@@ -188,8 +210,10 @@ def _embeddings_forward(
             past_key_values_length,
         )
     words = embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-    # Without type ids every token is of type 0: one row, broadcast.
     types = embeddings.token_type_embeddings
+    if token_type_ids is None:
+        token_type_ids = _default_types(embeddings, position_ids)
+    # One row, broadcast, where every token is of type 0.
     words = words + (types.weight[0] if token_type_ids is None else types(token_type_ids))
     norm, rows = embeddings.LayerNorm, bigkernels_plan.rows
     out = add_layer_norm(
@@ -198,26 +222,46 @@ def _embeddings_forward(
     return drop(out, rate(embeddings.dropout), rows)
 
 
-def _first_position(embeddings: Any) -> int:
-    """RoBERTa counts positions from behind the padding index, the others from 0."""
-    counts = hasattr(embeddings, "create_position_ids_from_input_ids")
-    return int(embeddings.padding_idx) + 1 if counts else 0
+def _default_types(embeddings: Any, position_ids: Tensor | None) -> Tensor | None:
+    """Types stock gives the tokens at these positions (1, T) if none were passed; None if all are 0."""
+    buffer = getattr(embeddings, "token_type_ids", None)
+    if buffer is None or (buffer.is_cpu and not buffer.any()):
+        return None
+    assert position_ids is not None
+    found: Tensor = buffer.gather(1, position_ids)
+    return found
 
 
-def positions_suffice(embeddings: Any, length: int) -> bool:
-    """Whether every position of a batch of that length has an embedding."""
-    table: int = embeddings.position_embeddings.num_embeddings
-    return _first_position(embeddings) + length <= table
+def _counts(embeddings: Any) -> bool:
+    """Whether positions are counted from behind the padding index, as RoBERTa does."""
+    return hasattr(embeddings, "create_position_ids_from_input_ids")
+
+
+def why_not_buffers(embeddings: Any, length: int) -> str | None:
+    """Why the default positions and types of a batch of that length cannot be read, or None."""
+    first = int(embeddings.padding_idx) + 1 if _counts(embeddings) else 0
+    if first + length > embeddings.position_embeddings.num_embeddings:
+        return "the batch is longer than the position table"
+    for name in ("position_ids", "token_type_ids"):
+        buffer = getattr(embeddings, name, None)
+        if buffer is not None and (buffer.dim() != 2 or buffer.shape[0] != 1):
+            return f"embeddings.{name} is not (1, positions)"
+        if buffer is not None and first + length > buffer.shape[1]:
+            return f"the batch is longer than embeddings.{name}"
+    return None
 
 
 def position_ids(backbone: Any, input_ids: Tensor | None, plan: Plan) -> Tensor:
-    """Position ids (B, L) or (L,) stock would use for this batch, before packing."""
+    """Position ids (B, L), (1, L) or (L,) stock would use for this batch, before packing."""
     embeddings = backbone.embeddings
-    first = _first_position(embeddings)
-    if first and input_ids is not None:
-        found = embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx, 0)
-        return found  # type: ignore[no-any-return]
-    return torch.arange(first, first + plan.length, device=plan.rows.device)
+    if not _counts(embeddings):
+        buffer = getattr(embeddings, "position_ids", None)
+        found = torch.arange(plan.length, device=plan.rows.device) if buffer is None else buffer
+        return found[..., : plan.length]
+    if input_ids is None:
+        first = int(embeddings.padding_idx) + 1
+        return torch.arange(first, first + plan.length, device=plan.rows.device)
+    return embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx, 0)  # type: ignore[no-any-return]
 
 
 LAYER = Role(_layer_forward, _layer_refuse, layer=True)

@@ -9,29 +9,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bigkernels.integrations import eligible
-from bigkernels.integrations.bert import attend, drop, rate, readable_mask
+from bigkernels.integrations.bert import attend, drop, rate, readable_mask, records_attentions
 from bigkernels.integrations.packing import Plan
 from bigkernels.integrations.twins import Role
 from bigkernels.ops.ffn.api import feed_forward
 from bigkernels.ops.layer_norm.api import add_layer_norm
 
-_BLOCK = (
-    "attention.q_lin",
-    "attention.k_lin",
-    "attention.v_lin",
-    "attention.out_lin",
-    "attention.dropout",
-    "sa_layer_norm",
-    "ffn.lin1",
-    "ffn.lin2",
-    "ffn.dropout",
-    "output_layer_norm",
-)
-_EMBEDDINGS = ("word_embeddings", "position_embeddings", "LayerNorm", "dropout")
+_BLOCK = {
+    "attention.q_lin": eligible.LINEAR,
+    "attention.k_lin": eligible.LINEAR,
+    "attention.v_lin": eligible.LINEAR,
+    "attention.out_lin": eligible.LINEAR,
+    "attention.dropout": eligible.DROPOUT,
+    "sa_layer_norm": eligible.NORM,
+    "ffn.lin1": eligible.LINEAR,
+    "ffn.lin2": eligible.LINEAR,
+    "ffn.dropout": eligible.DROPOUT,
+    "output_layer_norm": eligible.NORM,
+}
+_EMBEDDINGS = {
+    "word_embeddings": eligible.EMBEDDING,
+    "position_embeddings": eligible.EMBEDDING,
+    "LayerNorm": eligible.NORM,
+    "dropout": eligible.DROPOUT,
+}
 
 
 def _block_refuse(block: nn.Module) -> str | None:
-    return eligible.refuse_block(block, _BLOCK, ("attention", "ffn"), "ffn.activation")
+    return eligible.refuse_block(block, _BLOCK, ("attention", "ffn"), "attention", "ffn.activation")
 
 
 def _block_forward(
@@ -45,7 +50,7 @@ def _block_forward(
 ) -> Any:
     masked = not readable_mask(attention_mask)
     # With a plan the backbone has just asked.
-    refused = bigkernels_plan is None and _block_refuse(block) is not None
+    refused = bigkernels_plan is None and (records_attentions() or _block_refuse(block) is not None)
     if masked or kwargs.get("output_attentions") or refused:
         return stock(block, hidden_states, attention_mask, **kwargs)
     plan = bigkernels_plan
@@ -89,6 +94,9 @@ def _block_forward(
 
 
 def _embeddings_refuse(embeddings: nn.Module) -> str | None:
+    own = eligible.own_method(embeddings)
+    if own is not None:
+        return f"it has a {own} of its own"
     return eligible.refuse_children(embeddings, _EMBEDDINGS)
 
 

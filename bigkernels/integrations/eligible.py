@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import sys
+from collections.abc import Mapping
+from types import FunctionType
+from typing import Any
 
 from torch import nn
 
@@ -10,7 +14,12 @@ from bigkernels.integrations.twins import stock_class
 from bigkernels.nn import absorb
 from bigkernels.nn.layer_norm import LayerNorm
 
-_PLAIN = frozenset((nn.Linear, nn.LayerNorm, LayerNorm, nn.Dropout, nn.Embedding, nn.Identity))
+# What may stand where; an Identity in a dropout's place drops nothing.
+LINEAR = frozenset((nn.Linear,))
+NORM = frozenset((nn.LayerNorm, LayerNorm))
+DROPOUT = frozenset((nn.Dropout, nn.Identity))
+EMBEDDING = frozenset((nn.Embedding,))
+Children = Mapping[str, frozenset[type[nn.Module]]]
 
 ACTIVATIONS = {
     "torch.nn.modules.activation.GELU": "gelu",
@@ -38,15 +47,18 @@ def hooked(module: nn.Module) -> bool:
     )
 
 
-def refuse_child(name: str, child: nn.Module) -> str | None:
-    """Why a child's work cannot be done outside it, or None."""
+def refuse_child(name: str, child: nn.Module, classes: frozenset[type[nn.Module]]) -> str | None:
+    """Why a child's work cannot be done outside it, or None; classes: what may stand in its place."""
     cls = type(child)
-    if cls not in _PLAIN:
-        return f"{name} is {cls.__module__}.{cls.__qualname__}, not a plain torch module"
+    if cls not in classes:
+        expected = " or ".join(sorted({f"torch.nn.{c.__name__}" for c in classes}))
+        return f"{name} is {cls.__module__}.{cls.__qualname__}, not a plain {expected}"
     if hooked(child):
         return f"{name} has hooks"
     if "forward" in child.__dict__:
         return f"{name} has a forward of its own"
+    if isinstance(child, nn.LayerNorm) and len(child.normalized_shape) != 1:
+        return f"{name} is over {len(child.normalized_shape)} dimensions"
     for key, parameter in child._parameters.items():
         if parameter is not None and type(parameter) is not nn.Parameter:
             return f"{name}.{key} is a {type(parameter).__name__}, not a plain Parameter"
@@ -65,25 +77,68 @@ def refuse_shell(name: str, shell: nn.Module | None, owner: nn.Module) -> str | 
         return f"{name} is {cls.__module__}.{cls.__qualname__}, not the library's own"
     if hooked(shell):
         return f"{name} has hooks"
-    return f"{name} has a forward of its own" if "forward" in shell.__dict__ else None
+    own = "forward" if "forward" in shell.__dict__ else own_method(shell)
+    return own and f"{name} has a {own} of its own"
+
+
+def own_method(module: nn.Module) -> str | None:
+    """A method of the model's class, other than forward, that was replaced on this instance, or None."""
+    methods = _methods(stock_class(module))  # type: ignore[arg-type]
+    if methods.isdisjoint(module.__dict__):
+        return None
+    return min(methods & module.__dict__.keys())
+
+
+@functools.cache  # as many as the families' tables name
+def _methods(cls: type) -> frozenset[str]:
+    home = [c for c in cls.__mro__ if c.__module__ == cls.__module__]
+    names = {n for c in home for n, value in vars(c).items() if isinstance(value, FunctionType)}
+    return frozenset(names - {"forward"})
+
+
+# The implementations that compute softmax(q k^T * scale + mask) v and nothing else.
+_ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
+
+
+def refuse_attention(attention: Any) -> str | None:
+    """Why the attention that a model is set to is not the formula of the kernels, or None.
+
+    Args:
+        attention: the module that holds the configuration and calls the implementation.
+    """
+    name = getattr(attention.config, "_attn_implementation", None) or "eager"
+    if name not in _ATTENTIONS:
+        return f"attention implementation {name} is not one of {', '.join(_ATTENTIONS)}"
+    # A registry may hold the user's function under a known name.
+    for home, registry in (
+        ("transformers.modeling_utils", "ALL_ATTENTION_FUNCTIONS"),
+        ("transformers.masking_utils", "ALL_MASK_ATTENTION_FUNCTIONS"),
+    ):
+        found = getattr(sys.modules.get(home), registry, {}).get(name)
+        if found is not None and not found.__module__.startswith("transformers."):
+            return f"attention implementation {name} was registered anew"
+    return "its attention is causal" if attention.is_causal else None
 
 
 def refuse_block(
-    block: nn.Module, children: tuple[str, ...], shells: tuple[str, ...], activation: str
+    block: nn.Module, children: Children, shells: tuple[str, ...], attention: str, activation: str
 ) -> str | None:
     """Why a layer cannot be computed from its parts, or None.
 
     Args:
-        children: dotted paths of the modules whose work is absorbed.
+        children: dotted paths of the modules whose work is absorbed, and the classes they may have.
         shells: dotted paths of the containers between them and the block.
+        attention: dotted path of the module that calls the attention implementation.
         activation: dotted path of the activation, a module or a function.
     """
     if absorb.global_hooks():
         return "hooks are registered for every module"
+    if own := own_method(block):
+        return f"it has a {own} of its own"
     for path in shells:
         if reason := refuse_shell(path, descend(block, path), block):
             return reason
-    if reason := refuse_children(block, children):
+    if reason := refuse_children(block, children) or refuse_attention(descend(block, attention)):
         return reason
     path, _, name = activation.rpartition(".")
     found = getattr(descend(block, path), name, None)
@@ -91,6 +146,8 @@ def refuse_block(
         return f"activation {type(found).__name__} is not fused"
     if isinstance(found, nn.Module) and hooked(found):
         return f"{activation} has hooks"
+    if "forward" in getattr(found, "__dict__", ()):
+        return f"{activation} has a forward of its own"
     return None
 
 
@@ -119,12 +176,12 @@ def _steps(path: str) -> tuple[str, ...]:
     return tuple(path.split("."))
 
 
-def refuse_children(module: nn.Module, paths: tuple[str, ...]) -> str | None:
+def refuse_children(module: nn.Module, children: Children) -> str | None:
     """The first reason why one of the named submodules cannot be absorbed, or None."""
-    for path in paths:
+    for path, classes in children.items():
         found = descend(module, path)
         if found is None:
             return f"there is no {path}"
-        if reason := refuse_child(path, found):
+        if reason := refuse_child(path, found, classes):
             return reason
     return None
