@@ -1,4 +1,7 @@
-"""accelerate(): what a model's configuration, buffers and registries say is obeyed."""
+"""accelerate(): what a model's configuration, buffers, registries and heads say is obeyed."""
+
+import copy
+import pickle
 
 import families
 import pytest
@@ -8,8 +11,10 @@ from torch import nn
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import bigkernels
+from bigkernels.integrations import twins
 
 ENCODERS = list(families.FAMILIES)
+ROOM = {"bert": "Bert", "distilbert": "DistilBert", "electra": "Electra"}
 
 
 def _attention_of_my_own(module, query, key, value, mask, **kwargs):
@@ -95,3 +100,66 @@ def test_an_identity_in_a_dropouts_place_drops_nothing(name):
     for training in (False, True):
         report = families.assert_like_stock(model.train(training), inputs)
         assert not report.skipped and not report.padded
+
+
+def _head(family, task, **changes):
+    _, config, sizes = families.FAMILIES[family]
+    torch.manual_seed(0)
+    cls = getattr(transformers, f"{ROOM[family]}For{task}")
+    return cls(config(**{**sizes, **changes})).eval()
+
+
+@pytest.mark.parametrize("family", ROOM)
+def test_question_answering_reads_what_stock_reads(family):
+    model, inputs = _head(family, "QuestionAnswering").train(), families.batch(family)
+    inputs |= {"start_positions": torch.tensor([1, 2, 0, 3]), "end_positions": torch.full((4,), 3)}
+    report = bigkernels.accelerate(model).report()
+    assert "softmax over padded positions" in str(report.padded)  # before anything has run
+    bigkernels.integrations.accelerate.restore(model)
+    report = families.assert_like_stock(model, inputs, zeros=False)
+    assert list(report.padded) == [model.base_model_prefix]
+    assert "QuestionAnswering" not in str(report.swapped)
+    inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+    handle = bigkernels.accelerate(model)
+    model(**inputs)
+    assert twins.role_of(model) and not bigkernels.integrations.backbone.why_padded(
+        model.base_model
+    )
+    handle.restore()
+    assert type(model).__name__ == f"{ROOM[family]}ForQuestionAnswering"
+    assert not twins.role_of(model)
+
+
+def test_copies_and_subclasses_of_a_head_read_what_stock_reads():
+    class Mine(transformers.BertForQuestionAnswering):
+        pass
+
+    model, inputs = _head("bert", "QuestionAnswering"), families.batch("bert")
+    with torch.no_grad():
+        stock = model(**inputs).start_logits
+        bigkernels.accelerate(model)
+        for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            torch.testing.assert_close(copied(**inputs).start_logits, stock, rtol=1e-4, atol=1e-5)
+        bigkernels.integrations.accelerate.restore(model)
+        model.__class__ = Mine
+        bigkernels.accelerate(model)
+        torch.testing.assert_close(model(**inputs).start_logits, stock, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_cannot_be_guarded_keeps_its_stock_backbone():
+    model, inputs = _head("bert", "QuestionAnswering"), families.batch("bert")
+    model.forward = model.forward
+    report = families.assert_like_stock(model, inputs, zeros=False)
+    assert "it is in a BertForQuestionAnswering" in report.skipped["bert"]
+
+
+@pytest.mark.parametrize("task", ["TokenClassification", "MaskedLM"])
+def test_labels_at_padded_positions_count_as_in_stock(task):
+    model, inputs = _head("bert", task), families.batch("bert")
+    labels = torch.randint(0, 2, inputs["input_ids"].shape)
+    report = families.assert_like_stock(model, {**inputs, "labels": labels}, zeros=False)
+    assert "stand at padded positions" in report.padded["bert"]
+    ignored = labels.masked_fill(inputs["attention_mask"] == 0, -100)
+    handle = bigkernels.accelerate(model)
+    model(**inputs, labels=ignored)
+    assert not handle.report().padded

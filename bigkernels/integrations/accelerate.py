@@ -8,8 +8,8 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from bigkernels.integrations import backbone, families
-from bigkernels.integrations.twins import fused_class, qualified_name, role_of, stock_class
+from bigkernels.integrations import backbone, families, heads
+from bigkernels.integrations.twins import fused_class, role_of, stock_class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Report:
     Attributes:
         swapped: dotted name of each replaced block and its stock class's name.
         skipped: dotted name of each block that could have been replaced, and why it was not.
-        padded: dotted name of each backbone that ran its last batch padded, and why.
+        padded: dotted name of each backbone that ran its last batch padded, or will run every padded batch so, and
+            why.
         packed_bytes: bytes held in packed copies of weights.
         advice: what to do if nothing was replaced.
     """
@@ -54,14 +55,13 @@ class Handle:
         mine = {id(m) for m in self._swaps}
         names = dict(self._model.named_modules())
         swapped = {
-            n: stock_class(m).__name__ for n, m in names.items() if id(m) in mine and role_of(m)
+            n: stock_class(m).__name__
+            for n, m in names.items()
+            if id(m) in mine and (role := role_of(m)) is not None and not role.head
         }
-        padded = {n: why for n, m in names.items() if (why := backbone.why_padded(m)) is not None}
-        advice = ""
-        if not swapped and not any(role_of(m) for m in names.values()):
-            known = ", ".join(families.FAMILIES)
-            advice = f"No block of a known family was found ({known}). Build with bigkernels.nn or the functions."
-        return Report(swapped, dict(self._skipped), padded, advice=advice)
+        padded = _readers(self._model)
+        padded |= {n: why for n, m in names.items() if (why := backbone.why_padded(m)) is not None}
+        return Report(swapped, dict(self._skipped), padded, advice=_advice(self._model))
 
     def refresh(self) -> None:
         """Replaces what has been added to the model since; drops packed copies of weights (none are kept yet)."""
@@ -87,17 +87,44 @@ class Handle:
         self.restore()
 
 
+def _advice(model: nn.Module) -> str:
+    """What to do about a model of which nothing, or next to nothing, could be replaced."""
+    found = {stock_class(m).__name__ for m in model.modules() if role_of(m) is not None}
+    if found - {"LayerNorm"}:
+        return ""
+    what = "Nothing but LayerNorm was replaced" if found else "Nothing was replaced"
+    known = ", ".join(families.FAMILIES)
+    return f"{what}: no block of a known family was found ({known}). Build with bigkernels.nn or the functions."
+
+
+def _readers(model: nn.Module) -> dict[str, str]:
+    """Dotted names of the backbones in heads that read padded positions, and why."""
+    found = {}
+    for head_name, head in model.named_modules():
+        role = role_of(head)
+        why = heads.why_reads_padding(head) if role is not None and role.head else None
+        for name, module in head.named_modules(prefix=head_name) if why else ():
+            if role_of(module) is backbone.BACKBONE and why:
+                found[name] = why
+    return found
+
+
 def _swap(model: nn.Module) -> tuple[list[nn.Module], dict[str, str]]:
     """Swaps what can be swapped, all of it or, after an exception, nothing."""
     chosen: list[tuple[nn.Module, type[nn.Module]]] = []
     skipped: dict[str, str] = {}
+    unguarded: dict[nn.Module, str] = {}
     for name, module in model.named_modules():
         cls = type(module)
-        role = families.ROLES.get(qualified_name(cls))
+        role = families.role_for(cls) if role_of(module) is None else None
         if role is None:
             continue
         own = "forward" in module.__dict__
         reason = "it has a forward of its own" if own else role.refuse(module)
+        if role.head and reason is not None:  # its forward cannot tell the backbone what is read
+            unguarded |= dict.fromkeys(module.modules(), f"it is in a {cls.__name__}: {reason}")
+        if role is backbone.BACKBONE:
+            reason = reason or unguarded.get(module)
         if reason is None:
             chosen.append((module, fused_class(cls, role)))
         else:
@@ -113,7 +140,9 @@ def accelerate(model: nn.Module, dtype: torch.dtype | str | None = None) -> Hand
     Works on BERT, RoBERTa, XLM-RoBERTa, ELECTRA and DistilBERT of transformers and on torch.nn's Transformer encoders,
     MultiheadAttention and LayerNorm, wherever they sit inside ``model`` (SentenceTransformer, CrossEncoder, a task
     head, your own module). Padded batches run without their padding; padded positions of the last hidden state are
-    zeros. A model without known blocks is left alone and the report says so.
+    zeros: mask them before you pool over positions. In transformers' heads that read padded positions (question
+    answering; labels other than -100 there) padded batches run padded. In a model without known blocks at most
+    LayerNorms change, and the report says so.
 
     Args:
         model: any module; only the blocks of known families in it change.

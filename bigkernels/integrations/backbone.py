@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigkernels.integrations import bert, eligible, packing
+from bigkernels.integrations import bert, eligible, heads, packing
 from bigkernels.integrations.packing import Plan
 from bigkernels.integrations.twins import Role, role_of
 from bigkernels.nn import masks
@@ -102,7 +102,8 @@ def _why_not_these_tensors(backbone: Any, given: dict[str, Any]) -> str | None:
         return "the mask is on another device"
     if not bool(mask[:, 0].all()):  # heads read column 0 of the result
         return "a sample is padded on the left or empty"
-    return None
+    reason = heads.reader()
+    return None if reason is None or bool(mask.all()) else reason
 
 
 def _plan(given: dict[str, Any]) -> Plan:

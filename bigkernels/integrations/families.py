@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from bigkernels.integrations import backbone, bert, distilbert, torch_nn
-from bigkernels.integrations.twins import Role
+from bigkernels.integrations import backbone, bert, distilbert, heads, torch_nn
+from bigkernels.integrations.twins import Role, qualified_name
 
 _MODELS = "transformers.models"
+
+
+# Those whose result or loss may depend on padded positions.
+_HEADS = ("QuestionAnswering", "MultipleChoice", "TokenClassification", "MaskedLM", "PreTraining")
+
+
+def _heads(module: str, prefix: str) -> dict[str, Role]:
+    home = f"{_MODELS}.{module}.modeling_{module}.{prefix}"
+    return {f"{home}For{name}": heads.HEAD for name in _HEADS}
 
 
 def _bert_like(module: str, prefix: str) -> dict[str, Role]:
@@ -14,6 +23,7 @@ def _bert_like(module: str, prefix: str) -> dict[str, Role]:
         f"{home}Model": backbone.BACKBONE,
         f"{home}Embeddings": bert.EMBEDDINGS,
         f"{home}Layer": bert.LAYER,
+        **_heads(module, prefix),
     }
 
 
@@ -26,6 +36,7 @@ FAMILIES: dict[str, dict[str, Role]] = {
         f"{_MODELS}.distilbert.modeling_distilbert.DistilBertModel": backbone.BACKBONE,
         f"{_MODELS}.distilbert.modeling_distilbert.Embeddings": distilbert.EMBEDDINGS,
         f"{_MODELS}.distilbert.modeling_distilbert.TransformerBlock": distilbert.BLOCK,
+        **_heads("distilbert", "DistilBert"),
     },
     "torch.nn": torch_nn.ROLES,
 }
@@ -36,3 +47,12 @@ ROLES: dict[str, Role] = {
     name: role for family in FAMILIES.values() for name, role in family.items()
 }
 FAMILY_OF: dict[str, str] = {name: family for family, roles in FAMILIES.items() for name in roles}
+
+
+def role_for(cls: type) -> Role | None:
+    """The role of a stock class, or None; a user's own subclass of a head reads what the head reads."""
+    found = ROLES.get(qualified_name(cls))
+    if found is not None:
+        return found
+    bases = (ROLES.get(qualified_name(base)) for base in cls.__mro__[1:])
+    return next((role for role in bases if role is not None and role.head), None)

@@ -22,11 +22,13 @@ class Role(NamedTuple):
             stands in.
         refuse: why a given module cannot be replaced, or None.
         layer: whether it is a whole layer, hidden states in and out, which ``verify`` checks on its own.
+        head: whether it only tells the backbone inside it that padded positions are read.
     """
 
     forward: Callable[..., Any] | type[nn.Module]
     refuse: Callable[[nn.Module], str | None]
     layer: bool = False
+    head: bool = False
 
 
 class _TwinType(type):
@@ -86,4 +88,7 @@ def __getattr__(name: str) -> Any:  # unpickling asks for a twin by its qualifie
 
     _, module, qualname = name.replace("|", ".").split(":")
     stock = getattr(importlib.import_module(module), qualname)
-    return fused_class(stock, families.ROLES[f"{module}.{qualname}"])
+    role = families.role_for(stock)
+    if role is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return fused_class(stock, role)
