@@ -34,6 +34,10 @@ class Process:
             "OMP_NUM_THREADS": str(threads),
             "OMP_WAIT_POLICY": "passive",
             "TOKENIZERS_PARALLELISM": "false",
+            # Freed memory stays mapped. Otherwise glibc decides by a process' history whether a
+            # buffer of megabytes costs page faults in every call: a factor of two, at random.
+            "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+            "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
         }
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self.child = subprocess.Popen(
