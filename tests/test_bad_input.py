@@ -283,6 +283,13 @@ def test_a_bad_argument_is_named(function, argument, value, grad):
     assert len(message) < 200
 
 
+@pytest.mark.parametrize("argument", ["key", "value"])
+def test_the_shortest_call_names_a_tensor_of_another_device(argument):
+    arguments = {"query": Q, "key": Q, "value": Q, argument: Q.to("meta")}
+    with pytest.raises(ValueError, match=rf"^{argument}: device meta, but query is on cpu"):
+        bk.scaled_dot_product_attention(**arguments)
+
+
 def test_bad_weights_are_named_under_autocast_too():
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"^weight2: "):
         call("feed_forward", **{**GOOD["feed_forward"], "weight2": "text"})

@@ -174,7 +174,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float | None, is_causal: bool
         or type(k) is not Tensor
         or type(v) is not Tensor
         or type(is_causal) is not bool
-        or not q.is_cpu
+        or not (q.is_cpu and k.is_cpu and v.is_cpu)
         or (_grad() and (q.requires_grad or k.requires_grad or v.requires_grad))
         or not (scale is None or (type(scale) is float and -_LARGEST <= scale <= _LARGEST))
         or _functorch() is not None
