@@ -88,6 +88,32 @@ def test_transforms_compose_through_a_module():
     torch.testing.assert_close(found[0], found[1])
 
 
+def _dropped(x: Tensor) -> Tensor:
+    return bk.add_layer_norm(x, torch.zeros_like(x), None, None, dropout_p=0.5, return_sum=True)[1]  # type: ignore[no-any-return]
+
+
+def test_dropout_obeys_the_randomness_of_vmap():
+    x = torch.ones(3, 4, 32)
+    with pytest.raises(RuntimeError, match="randomness error mode"):
+        torch.vmap(_dropped)(x)
+    same = torch.vmap(_dropped, randomness="same")(x)
+    assert torch.equal(same, same[:1].expand_as(same))
+    assert 0 < (same == 0).sum() < same.numel()
+    different = torch.vmap(_dropped, randomness="different")(x)
+    assert not torch.equal(different[0], different[1])
+    weights, one = torch.ones(2, 32, 32), torch.ones(4, 32)  # only a weight is mapped
+    for p, alike in (("same", True), ("different", False)):
+        call = lambda w: bk.feed_forward(one, w, None, torch.eye(32), None, dropout_p=0.5)  # noqa: E731
+        out = torch.vmap(call, randomness=p)(weights)
+        assert torch.equal(out[0], out[1]) == alike
+    q = torch.randn(2, 1, 2, 8, 8)
+    attend = lambda q: bk.scaled_dot_product_attention(q, q, q, dropout_p=0.5)  # noqa: E731
+    with pytest.raises(RuntimeError, match="randomness error mode"):
+        torch.vmap(attend)(q)
+    same = torch.vmap(attend, randomness="same")(q[:1].expand_as(q))
+    assert torch.equal(same[0], same[1])
+
+
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_autocast_gives_torchs_dtypes_and_values(norm_first):
     ours, theirs = pair(

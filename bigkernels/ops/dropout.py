@@ -110,6 +110,15 @@ def _seed_tensor(name: str, value: int | Tensor, like: Tensor) -> Tensor:
     return torch.full((), value, dtype=torch.int64, device=like.device)
 
 
+def _draw(like: Tensor) -> Tensor:
+    if not torch.compiler.is_compiling():
+        levels = torch._C._functorch.get_interpreter_stack() or ()
+        if any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels):
+            # torch's own draw obeys vmap's randomness: an error, one seed, or one for every sample.
+            return torch.randint(2**63 - 1, (), device=like.device)
+    return torch.ops.bigkernels.philox_seed(like)  # type: ignore[no-any-return]
+
+
 def seeds(
     seed: int | Tensor | None, offset: int | Tensor | None, like: Tensor, dropout_p: float
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -123,5 +132,5 @@ def seeds(
     if dropout_p <= 0.0:
         return None, None
     if seed_ is None:
-        seed_ = torch.ops.bigkernels.philox_seed(like)
+        seed_ = _draw(like)
     return seed_, offset_
