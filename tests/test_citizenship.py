@@ -13,6 +13,7 @@ import torch
 from differentiable import FUNCTIONS
 from nn_problems import pair, random, scramble
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
@@ -143,6 +144,25 @@ def test_autocast_dtypes_of_functions_are_torchs():
         assert bk.layer_norm(x.bfloat16(), 8).dtype == torch.bfloat16
         assert bk.add_layer_norm(x.bfloat16(), x, None, None).dtype == torch.float32
         assert bk.scaled_dot_product_attention(*[x.double()] * 3).dtype == torch.float64
+
+
+def test_autocast_casts_attention_inputs_of_several_dtypes_as_torch_does():
+    low, ends = torch.bfloat16, torch.tensor([0, 2, L])
+    x = random(1, 2, L, 8, seed=0)
+    mixes = [(x, x.to(low), x.to(low)), (x.to(low), x, x.half()), (x.half(), x.half(), x)]
+    masks = [None, torch.zeros(L, L), torch.zeros(L, L, dtype=low), torch.zeros(L, L).half()]
+    with torch.autocast("cpu", low):
+        for mix in mixes:
+            for mask in masks:
+                out = bk.scaled_dot_product_attention(*mix, mask)
+                expected = F.scaled_dot_product_attention(*mix, mask)
+                assert out.dtype == expected.dtype == low
+                torch.testing.assert_close(out, expected)
+            packed = [t[0].transpose(0, 1) for t in mix]
+            assert bk.varlen_attn(*packed, ends, ends).dtype == low
+        for wrong in ((x.double(), x, x), (x, x.double(), x), (x, x.int(), x), (x, None, x)):
+            with pytest.raises(TypeError, match=r"^key: "):
+                bk.scaled_dot_product_attention(*wrong)
 
 
 def _x() -> Tensor:

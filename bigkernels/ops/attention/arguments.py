@@ -37,15 +37,25 @@ class Call(NamedTuple):
     rows: Tensor | None
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    dtype = checks.autocast_dtype(tensors[0].device.type)
-    if dtype is None:
-        return tensors
-    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # What torch's autocast casts; what is no tensor, or no floating point, is told by the checks that follow.
+    castable = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+    return x.to(dtype) if castable else x
 
 
-def _check_qkv(query: Tensor, key: Tensor, value: Tensor) -> None:
+def _autocast(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     checks.check_float_tensor("query", query)
+    dtype = checks.autocast_dtype(query.device.type)
+    if dtype is None:
+        return query, key, value, mask
+    if isinstance(mask, Tensor) and mask.dtype in (torch.bfloat16, torch.float16):
+        mask = mask.to(dtype)  # float32 masks stay: the kernels add them unrounded
+    return _cast(query, dtype), _cast(key, dtype), _cast(value, dtype), mask
+
+
+def _check_kv(query: Tensor, key: Tensor, value: Tensor) -> None:
     dtype, device = query.dtype, query.device
     for name, x in (("key", key), ("value", value)):
         # What check_like says, tested here first: this is on the way of every small call.
@@ -207,8 +217,8 @@ def dense_call(
     """Checks the arguments of ``scaled_dot_product_attention``; also query's leading dims unless it is 4-D."""
     checks.check_flag("is_causal", is_causal)
     checks.check_flag("enable_gqa", enable_gqa)
-    _check_qkv(query, key, value)
-    q, k, v = _autocast(query, key, value)
+    q, k, v, attn_mask = _autocast(query, key, value, attn_mask)
+    _check_kv(q, k, v)
     q, k, v, leading = _to_4d(q, k, v)
     _check_sizes(q, k, v, 1, 2, enable_gqa)
     mask = None if attn_mask is None else _mask_4d(attn_mask, q, k.shape[2], leading)
@@ -266,11 +276,11 @@ def packed_call(
     """Checks the arguments of ``varlen_attn``."""
     checks.check_flag("is_causal", is_causal)
     checks.check_flag("enable_gqa", enable_gqa)
-    _check_qkv(query, key, value)
-    for name, x in (("query", query), ("key", key), ("value", value)):
+    q, k, v, _ = _autocast(query, key, value, None)
+    _check_kv(q, k, v)
+    for name, x in (("query", q), ("key", k), ("value", v)):
         if x.dim() != 3:
             raise ValueError(f"{name}: shape {tuple(x.shape)}, expected (T, H, D)")
-    q, k, v = _autocast(query, key, value)
     _check_sizes(q, k, v, 1, 0, enable_gqa)
     _check_cu_seq("cu_seq_q", cu_seq_q, q, None, q.shape[0], "query")
     if cu_seq_k is not cu_seq_q or k.shape[0] != q.shape[0]:  # else it has just been read
