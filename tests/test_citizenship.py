@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from differentiable import FUNCTIONS
@@ -292,3 +293,30 @@ def test_two_processes_average_their_gradients(tmp_path):
     for first, second, alone in zip(found[0], found[1], ours.parameters(), strict=True):
         assert (first == second).all()
         torch.testing.assert_close(torch.from_numpy(first), alone.grad)
+
+
+def test_numbers_of_numpy_are_numbers():
+    x, n = random(B, L, E, seed=0), np.int64(E)
+    expected = F.layer_norm(x, (E,))
+    torch.testing.assert_close(bk.layer_norm(x, n), expected)
+    torch.testing.assert_close(bk.layer_norm(x, [n]), expected)
+    torch.testing.assert_close(bk.nn.LayerNorm(n, eps=np.float32(1e-5))(x), expected)
+    layer = bk.nn.TransformerEncoderLayer(np.int64(E), H, HIDDEN, dropout=np.float32(0.1))
+    layer.train()(x).sum().backward()
+    norm = nn.Sequential(nn.LayerNorm(n, np.float64(1e-5)))
+    bk.accelerate(norm)
+    torch.testing.assert_close(norm(x), expected)
+    with pytest.raises(TypeError, match=r"^normalized_shape: "):
+        bk.layer_norm(x, np.float32(E))
+    with pytest.raises(ValueError, match=r"^eps: "):
+        bk.layer_norm(x, E, eps=np.float32("nan"))
+
+
+def test_a_layer_norm_over_nothing_gives_nothing():
+    for shape in ((0,), (2, 0), (0, 3)):
+        ours, theirs = bk.nn.LayerNorm(shape), nn.LayerNorm(shape)
+        x = torch.randn(3, *shape, requires_grad=True)
+        assert ours(x).shape == theirs(x).shape == (3, *shape)
+        ours(x).sum().backward()
+        assert x.grad is not None and ours.weight.grad is not None
+        assert x.grad.shape == x.shape and ours.weight.grad.shape == shape

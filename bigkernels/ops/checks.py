@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -54,11 +55,13 @@ _LARGEST = sys.float_info.max
 
 
 def check_number(name: str, value: object, low: float = -_LARGEST, high: float = _LARGEST) -> None:
-    """Raises unless value is a finite real number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """Raises unless value is a finite real number in [low, high], Python's or NumPy's."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     # Comparisons alone, which torch.compile can trace; NaN fails them. Torch adds no larger integers.
-    if not low <= value <= high or (isinstance(value, int) and not -(2**63) <= value < 2**63):
+    if not low <= value <= high or (
+        isinstance(value, numbers.Integral) and not -(2**63) <= value < 2**63
+    ):
         span = f"a number in [{low:g}, {high:g}]" if high < _LARGEST else "a finite number"
         span += f" of at least {low:g}" if low > -_LARGEST and high == _LARGEST else ""
         raise ValueError(f"{name}: got {value!r}, expected {span}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,14 +140,10 @@ def _check_layer_norm(
     assert isinstance(input, Tensor)
     if not shape:
         raise ValueError("normalized_shape: expected at least one dimension, got ()")
-    if any(isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) for n in shape):
-        raise TypeError(f"normalized_shape: expected integers, got {shape}")
     if input.dim() < len(shape) or tuple(input.shape[-len(shape) :]) != shape:
         raise ValueError(
             f"normalized_shape: {shape} is not the end of input's shape {tuple(input.shape)}"
         )
-    if math.prod(shape) == 0:
-        raise ValueError(f"normalized_shape: {shape} has no elements")
     if weight is not None:
         checks.check_parameter("weight", weight, "input", input, shape)
     if bias is not None:
@@ -161,13 +158,19 @@ def _layer_norm_facts(x: Tensor, weight: Tensor | None, bias: Tensor | None, n: 
 
 
 def _as_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(normalized_shape, (int, torch.SymInt)):
-        return (normalized_shape,)
-    if not isinstance(normalized_shape, (tuple, list)):
+    if isinstance(normalized_shape, (tuple, list)):
+        shape = tuple(normalized_shape)
+    elif isinstance(normalized_shape, (int, torch.SymInt, numbers.Integral)):
+        shape = (normalized_shape,)
+    else:
         raise TypeError(
             f"normalized_shape: expected integers, got {type(normalized_shape).__name__}"
         )
-    return tuple(normalized_shape)
+    if any(isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) for n in shape):
+        if any(isinstance(n, bool) or not isinstance(n, numbers.Integral) for n in shape):
+            raise TypeError(f"normalized_shape: expected integers, got {shape}")
+        shape = tuple(int(n) for n in shape)  # NumPy's
+    return shape
 
 
 def _autocast_layer_norm(
@@ -215,7 +218,7 @@ def layer_norm(
         backend: forces a backend ("cuda", "triton", "cpu", "reference").
 
     Returns:
-        A contiguous tensor of input's shape and dtype. Statistics are float32 (float64 for float64).
+        A contiguous tensor of input's shape and dtype, empty where normalized_shape is. Statistics are float32 (float64 for float64).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
@@ -223,10 +226,13 @@ def layer_norm(
     """
     shape = _as_shape(normalized_shape)
     _check_layer_norm(input, shape, weight, bias, eps)
+    eps = float(eps)
     x, weight, bias = _autocast_layer_norm(input, weight, bias)
     n = math.prod(shape)
     facts = _layer_norm_facts(x, weight, bias, n)
     name = backends.choose("layer_norm", facts, backend)
+    if n == 0:  # nothing to normalize
+        return torch.nn.functional.layer_norm(x, shape, weight, bias, eps)
     if name == "reference" or checks.through_reference():
         return reference.layer_norm(x, weight, bias, n, eps)
     if facts.needs_grad:
@@ -344,6 +350,7 @@ def add_layer_norm(
     """
     _check_add_layer_norm(x, residual, weight, bias, eps, x_bias, dropout_p, rows)
     checks.check_flag("return_sum", return_sum)
+    eps, dropout_p = float(eps), float(dropout_p)
     if x.dtype != residual.dtype:
         dtype = torch.result_type(x, residual)
         x, residual = x.to(dtype), residual.to(dtype)
