@@ -10,7 +10,7 @@ from bigkernels.ops.layer_norm import triton as drawer
 from tests.emulator import build
 from tests.emulator.core import EmulatorError, Module, Options
 from tests.emulator.device import emulated, why_not
-from tests.emulator.ptx import kernel, run
+from tests.emulator.ptx import kernel, mutants, run
 
 pytestmark = pytest.mark.skipif(
     build.why_no_core() is not None, reason=f"emulated: {build.why_no_core()}"
@@ -224,28 +224,6 @@ def test_counters_see_conflicts_and_wasted_sectors():
     assert traffic(64, "global") == (32, 4)
 
 
-SYNCHRONISES = re.compile(
-    r"^\s*(@\S+\s+)?(bar\.|barrier\.|cp\.async\.(bulk\.)?wait|fence|membar|wgmma\.(fence|wait))"
-)
-# Barriers that nothing needs, and why.
-EQUIVALENT: dict[str, str] = {}
-
-
-def mutants(ptx: str, name: str):
-    """(the line, the module without it) for each synchronisation of a kernel."""
-    start = ptx.index(name + "(")
-    end = ptx.find(".entry", start)
-    lines = ptx.splitlines(keepends=True)
-    first = ptx.count("\n", 0, start)
-    last = len(lines) if end < 0 else ptx.count("\n", 0, end)
-    for number in range(first, last):
-        if SYNCHRONISES.match(lines[number]):
-            yield (
-                f"{number + 1}: {lines[number].strip()}",
-                "".join([*lines[:number], ";\n", *lines[number + 1 :]]),
-            )
-
-
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 @pytest.mark.parametrize("n", [2048, pytest.param(8192, marks=pytest.mark.full)])
 def test_every_barrier_of_layer_norm_is_needed(n, backend, monkeypatch):
@@ -275,4 +253,4 @@ def test_every_barrier_of_layer_norm_is_needed(n, backend, monkeypatch):
         out = bk.add_layer_norm(x, x.detach(), weight, bias, dropout_p=0.1, seed=1, backend=backend)
         torch.autograd.grad(out, leaves, torch.randn(rows, n))
     assert tried > 0
-    assert [s for s in survivors if s not in EQUIVALENT] == []
+    assert survivors == []

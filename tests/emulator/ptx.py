@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -46,3 +47,21 @@ def run(
     regions = [running.region_of(tensor) for tensor in tensors]
     arguments = [tensor.data_ptr().to_bytes(8, "little") for tensor in tensors]
     return Module(ptx).launch("test", (blocks,), (threads,), arguments, regions, 0, options)
+
+
+_SYNCHRONISES = re.compile(
+    r"^\s*(@\S+\s+)?(bar\.|barrier\.|cp\.async\.(bulk\.)?wait|fence|membar|wgmma\.wait)"
+)
+
+
+def mutants(ptx: str, name: str) -> Iterator[tuple[str, str]]:
+    """(the line, the module without it) for each barrier, wait and fence of a kernel."""
+    start = ptx.index(name + "(")
+    end = ptx.find(".entry", start)
+    lines = ptx.splitlines(keepends=True)
+    first = ptx.count("\n", 0, start)
+    last = len(lines) if end < 0 else ptx.count("\n", 0, end)
+    for number in range(first, last):
+        if _SYNCHRONISES.match(lines[number]):
+            without = [*lines[:number], ";\n", *lines[number + 1 :]]
+            yield f"{number + 1}: {lines[number].strip()}", "".join(without)

@@ -54,6 +54,11 @@ void Block::start(uint64_t index) {
     warp.suspended = false;
     for (auto& open : warp.open_copies) open.clear();
     for (auto& groups : warp.copy_groups) groups.clear();
+    warp.fenced.assign(clocks, 0);
+    warp.products.clear();
+    warp.open_products.clear();
+    warp.product_groups.clear();
+    warp.product_groups_begun = 0;
     fill_specials(warp);
   }
 }
@@ -277,6 +282,9 @@ void Block::leave(Warp& warp, Group& group, uint32_t mask, const Instruction& in
                                  warp.id * kLanes + lane));
     }
   });
+  if (!warp.open_products.empty() || !warp.product_groups.empty()) {
+    report(instruction, format("warp %u ends while its wgmma is under way", warp.id));
+  }
   warp.live &= ~mask;
   group.mask &= ~mask;
   ++group.pc;

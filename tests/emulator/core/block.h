@@ -21,6 +21,11 @@ struct CopyRequest {  // of cp.async: what one lane's copy will write
   std::array<uint8_t, 16> data;
 };
 
+struct PendingProduct {  // an accumulator of wgmma until it is waited for
+  uint64_t group;
+  std::array<uint32_t, kLanes> values;
+};
+
 struct Warp {
   uint8_t* bank[2];
   uint32_t id = 0, live = 0, started = 0;
@@ -30,6 +35,11 @@ struct Warp {
   uint32_t barrier = 0;
   std::array<std::vector<CopyRequest>, kLanes> open_copies;
   std::array<std::deque<std::vector<CopyRequest>>, kLanes> copy_groups;
+  Clock fenced;                                 // `seen` at its last proxy fence
+  std::map<uint32_t, PendingProduct> products;  // by the offset of the register
+  std::vector<uint64_t> open_products;          // chunks of shared memory that wgmma reads
+  std::deque<std::vector<uint64_t>> product_groups;
+  uint64_t product_groups_begun = 0;
 };
 
 struct Barrier {
@@ -85,6 +95,7 @@ class Block {
   uint8_t* global(const Instruction& instruction, uint64_t address, uint32_t bytes, Access access);
   uint8_t* shared(Warp& warp, const Instruction& instruction, uint32_t lane, uint64_t offset,
                   uint32_t bytes, Access access, const uint8_t* fresh = nullptr);
+  std::string read_by_async_proxy(const Warp& reader, uint64_t offset, uint32_t bytes);
   void count(const Instruction& instruction, bool is_shared, const uint64_t* address, uint32_t mask,
              uint32_t bytes);
   Actor actor(const Warp& warp, uint32_t lane) const {

@@ -125,6 +125,11 @@ Operand Decoder::with_predicate(size_t operand, int bytes) {
   return result;
 }
 
+int64_t Decoder::literal(size_t operand) const {
+  if (operand >= operands.size()) unsupported("too few operands");
+  return static_cast<int64_t>(number(operands[operand]));
+}
+
 Space Decoder::space() const {
   for (const std::string_view modifier : modifiers) {
     if (modifier == "global") return Space::kGlobal;
@@ -139,9 +144,9 @@ Space Decoder::space() const {
 }
 
 void decode(Decoder& decoder) {
-  for (const auto family :
-       {decode_integer, decode_float, decode_half, decode_bits, decode_select, decode_convert,
-        decode_memory, decode_atomic, decode_warp, decode_control, decode_matrix}) {
+  for (const auto family : {decode_integer, decode_float, decode_half, decode_bits, decode_select,
+                            decode_convert, decode_memory, decode_atomic, decode_warp,
+                            decode_control, decode_matrix, decode_async, decode_wgmma}) {
     if (family(decoder)) return;
   }
   decoder.unsupported("the emulator has no such opcode");

@@ -32,6 +32,8 @@ class Decoder {
   Operand element(std::string_view text, int bytes);
   // d|p: d, with p noted as `second`.
   Operand with_predicate(size_t operand, int bytes);
+  // An operand that must be a number.
+  int64_t literal(size_t operand) const;
   Space space() const;
   KernelReader& reader() { return reader_; }
   [[noreturn]] void unsupported(const char* why) const;
@@ -56,5 +58,7 @@ bool decode_atomic(Decoder& decoder);
 bool decode_warp(Decoder& decoder);
 bool decode_control(Decoder& decoder);
 bool decode_matrix(Decoder& decoder);
+bool decode_async(Decoder& decoder);
+bool decode_wgmma(Decoder& decoder);
 
 }  // namespace emulator

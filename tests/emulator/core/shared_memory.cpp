@@ -145,20 +145,24 @@ void SharedMemory::end_copy(uint64_t offset, uint32_t bytes, const uint8_t* from
     Record& record = records_[at];
     record.pending = false;
     record.written = true;
+    record.generic = false;  // Triton's and CUTLASS's wgmma read what cp.async wrote with no fence
     record.writer = static_cast<uint16_t>(actor.thread);
     record.writer_clock = (*actor.seen)[actor.warp];
   }
 }
 
-std::string SharedMemory::read_by_async_proxy(uint64_t offset, uint32_t bytes,
-                                              const std::vector<Clock>& fences) {
+std::string SharedMemory::read_by_async_proxy(
+    uint64_t offset, uint32_t bytes,
+    const std::function<std::array<const Clock*, 2>(uint32_t writer)>& fences) {
   if (!checked_) return {};
   for (uint64_t at = offset / granule_; at <= (offset + bytes - 1) / granule_; ++at) {
     Record& record = records_[at];
     if (!record.generic || record.writer == kNobody) continue;
     const uint32_t warp = record.writer / kLanes;
     bool fenced = false;
-    for (const Clock& fence : fences) fenced |= !fence.empty() && fence[warp] > record.writer_clock;
+    for (const Clock* fence : fences(warp)) {
+      fenced |= fence != nullptr && (*fence)[warp] > record.writer_clock;
+    }
     if (fenced) continue;
     record.generic = false;
     return format(

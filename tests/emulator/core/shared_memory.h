@@ -5,6 +5,7 @@
 // lanes of a warp count as concurrent until the warp synchronises.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "types.h"
@@ -43,10 +44,12 @@ class SharedMemory {
   std::string begin_copy(uint64_t offset, uint32_t bytes, const Actor& actor);
   void end_copy(uint64_t offset, uint32_t bytes, const uint8_t* data, const Actor& actor);
 
-  // Writes by ordinary stores since the thread's last proxy fence are not visible to the async
-  // proxy.
-  std::string read_by_async_proxy(uint64_t offset, uint32_t bytes,
-                                  const std::vector<Clock>& fences);
+  // Ordinary stores are visible to the async proxy only behind a proxy fence, of the warp that
+  // wrote or of the one that reads: `fences` gives what these had seen at theirs, for the warp that
+  // wrote.
+  std::string read_by_async_proxy(
+      uint64_t offset, uint32_t bytes,
+      const std::function<std::array<const Clock*, 2>(uint32_t writer)>& fences);
 
  private:
   struct Record {

@@ -1,0 +1,243 @@
+// wgmma of sm_90a: four warps multiply tiles that lie in shared memory (A may lie in registers).
+//
+// Results are in their registers only after wgmma.wait_group: until then those hold NaN. Shared
+// memory is read by way of the async proxy: ordinary stores need a fence.proxy.async before it.
+#include "block.h"
+#include "decoder.h"
+#include "numbers.h"
+
+namespace emulator {
+namespace {
+
+constexpr uint32_t kPoison = 0x7fc0dead;
+enum Mode { kFence, kCommit, kWait };
+
+// A tile in shared memory, as its 64-bit descriptor gives it.
+struct Tile {
+  uint64_t start, leading, stride;  // bytes
+  int swizzle;                      // 0 none, 1 of 128 bytes, 2 of 64, 3 of 32
+  explicit Tile(uint64_t bits)
+      : start((bits & 0x3fff) << 4),
+        leading((bits >> 16 & 0x3fff) << 4),
+        stride((bits >> 32 & 0x3fff) << 4),
+        swizzle(static_cast<int>(bits >> 62)) {}
+
+  uint64_t swizzled(uint64_t at) const {
+    static constexpr uint64_t kRows[] = {0, 7, 3, 1};
+    return at ^ ((at >> 7 & kRows[swizzle]) << 4);
+  }
+
+  // Address of element (mn, k) of `bytes` bytes: rows of 8 (16-byte chunks) make up core matrices.
+  uint64_t at(bool mn_major, int mn, int k, int bytes) const {
+    static constexpr int kRowBytes[] = {16, 128, 64, 32};
+    const int row_bytes = kRowBytes[swizzle], row = row_bytes / bytes, chunk = 16 / bytes;
+    uint64_t offset;
+    if (!mn_major && swizzle != 0) {
+      offset = static_cast<uint64_t>(mn / 8) * stride +
+               static_cast<uint64_t>(mn % 8 * row_bytes + k * bytes);
+    } else if (!mn_major) {
+      offset = static_cast<uint64_t>(mn / 8) * stride + static_cast<uint64_t>(k / chunk) * leading +
+               static_cast<uint64_t>(mn % 8 * 16 + k % chunk * bytes);
+    } else if (swizzle != 0) {
+      offset = static_cast<uint64_t>(mn / row) * leading + static_cast<uint64_t>(k / 8) * stride +
+               static_cast<uint64_t>(k % 8 * row_bytes + mn % row * bytes);
+    } else {
+      offset = static_cast<uint64_t>(mn / 8) * stride + static_cast<uint64_t>(k / 8) * leading +
+               static_cast<uint64_t>(k % 8 * 16 + mn % 8 * 2);
+    }
+    return swizzled(start + offset);
+  }
+};
+
+float widen(uint32_t bits, Type type) {
+  if (type.kind == Type::kTf32) return tf32_to_float(bits);
+  const auto half = static_cast<uint16_t>(bits);
+  return type.kind == Type::kBFloat ? bfloat_to_float(half) : half_to_float(half);
+}
+
+struct Product {
+  Block& block;
+  Warp& warp;
+  const Instruction& i;
+  const int bytes = i.source_type.bits / 8;
+  uint64_t chunk = ~0ull;  // checked last
+
+  float load(const Tile& tile, bool mn_major, int mn, int k) {
+    const uint64_t at = tile.at(mn_major, mn, k, bytes);
+    if (!block.shared_memory.holds(at & ~15ull, 16)) {
+      block.report(i, "wgmma reads shared memory out of bounds");
+      return NAN;
+    }
+    if ((at & ~15ull) != chunk) {
+      chunk = at & ~15ull;
+      block.shared(warp, i, 0, chunk, 16, Access::kRead);
+      block.report(i, block.read_by_async_proxy(warp, chunk, 16));
+      warp.open_products.push_back(chunk);
+    }
+    uint32_t bits = 0;
+    std::memcpy(&bits, block.shared_memory.data(at), static_cast<size_t>(bytes));
+    return widen(bits, i.source_type);
+  }
+};
+
+using Accumulators = float[16][256];
+
+uint32_t accumulator(Warp& warp, const Operand& operand, int lane) {
+  const auto pending = warp.products.find(operand.offset);
+  return pending == warp.products.end() ? row<uint32_t>(warp, operand)[lane]
+                                        : pending->second.values[static_cast<size_t>(lane)];
+}
+
+// The 16 rows of A that belong to this warp.
+void read_a(Product& product, float (&a)[16][16], int depth) {
+  Warp& warp = product.warp;
+  const Instruction& i = product.i;
+  if (i.a.present()) {
+    const Tile tile(row<uint64_t>(warp, i.a)[0]);
+    for (int m = 0; m < 16; ++m) {
+      for (int k = 0; k < depth; ++k)
+        a[m][k] = product.load(tile, i.mode & 1, warp.id % 4 * 16 + m, k);
+    }
+    return;
+  }
+  const int per = 4 / product.bytes, chunk = 4 * per;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (size_t k = 0; k < 4; ++k) {
+      const uint32_t bits = row<uint32_t>(warp, i.vector[i.count * size_t{4} + k])[lane];
+      for (int h = 0; h < per; ++h) {
+        a[lane / 4 + 8 * (k % 2)][lane % 4 * per + h + chunk * (k / 2)] =
+            widen(bits >> (16 * h), i.source_type);
+      }
+    }
+  }
+}
+
+void multiply(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
+  if (mask != kAllLanes) return block.report(i, "divergence: a part of a warp runs wgmma");
+  const int n = i.count * 8, depth = 256 / i.source_type.bits;
+  Product product{block, warp, i};
+  thread_local Accumulators c;
+  float a[16][16], b[16][256];
+  read_a(product, a, depth);
+  const Tile tile(row<uint64_t>(warp, i.b)[0]);
+  for (int column = 0; column < n; ++column) {
+    for (int k = 0; k < depth; ++k) b[k][column] = product.load(tile, i.mode & 2, column, k);
+  }
+  const bool adds = (predicate(warp, i.c) & 1) != 0;
+  const float sign = static_cast<float>(i.option);
+  const auto place = [&](int lane, int r) -> float& {
+    return c[lane / 4 + 8 * (r / 2 % 2)][r / 4 * 8 + 2 * (lane % 4) + r % 2];
+  };
+  for (int r = 0; r < n / 2; ++r) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      place(lane, r) =
+          adds ? to_float(accumulator(warp, i.vector[static_cast<size_t>(r)], lane)) : 0;
+    }
+  }
+  for (int m = 0; m < 16; ++m) {
+    for (int k = 0; k < depth; ++k) {
+      const float value = a[m][k] * sign;
+      for (int column = 0; column < n; ++column) c[m][column] += value * b[k][column];
+    }
+  }
+  for (int r = 0; r < n / 2; ++r) {
+    const Operand& d = i.vector[static_cast<size_t>(r)];
+    PendingProduct& pending = warp.products[d.offset];
+    pending.group = warp.product_groups_begun;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      pending.values[static_cast<size_t>(lane)] = to_bits(place(lane, r));
+      row<uint32_t>(warp, d)[lane] = kPoison;
+    }
+  }
+}
+
+void synchronise(Block& block, Warp& warp, const Instruction& i, uint32_t) {
+  if (i.mode == kFence) return;
+  if (i.mode == kCommit) {
+    warp.product_groups.push_back(std::move(warp.open_products));
+    warp.open_products.clear();
+    ++warp.product_groups_begun;
+    return;
+  }
+  for (; warp.product_groups.size() > static_cast<size_t>(i.option);
+       warp.product_groups.pop_front()) {
+    // Read until now: who overwrites it without waiting for this warp races.
+    for (const uint64_t chunk : warp.product_groups.front()) {
+      block.shared(warp, i, 0, chunk, 16, Access::kRead);
+    }
+  }
+  const uint64_t done = warp.product_groups_begun - warp.product_groups.size();
+  for (auto pending = warp.products.begin(); pending != warp.products.end();) {
+    if (pending->second.group >= done) {
+      ++pending;
+      continue;
+    }
+    const Operand d{Operand::kRegisters, 4, false, pending->first, 0};
+    std::copy_n(pending->second.values.begin(), kLanes, row<uint32_t>(warp, d));
+    pending = warp.products.erase(pending);
+  }
+}
+
+bool decode_product(Decoder& decoder) {
+  Instruction& out = decoder.out;
+  int n = 0, k = 0;
+  for (const std::string_view modifier : decoder.modifiers) {
+    sscanf(std::string(modifier).c_str(), "m64n%dk%d", &n, &k);
+  }
+  out.source_type = decoder.type(1);
+  if (out.type != Type{Type::kFloat, 32} || out.source_type != decoder.type(2) || n == 0 ||
+      n > 256 || k * out.source_type.bits != 256) {
+    decoder.unsupported("shape or operand types");
+  }
+  out.count = static_cast<uint8_t>(n / 8);
+  out.vector = decoder.elements(0, 4);
+  if (out.vector.size() != static_cast<size_t>(n / 2)) decoder.unsupported("number of registers");
+  const bool in_registers = decoder.operands.at(1).front() == '{';
+  if (in_registers) {
+    for (const Operand& a : decoder.elements(1, 4)) out.vector.push_back(a);
+  } else {
+    out.a = decoder.row(1, 8);
+  }
+  out.b = decoder.row(2, 8);
+  out.c = decoder.predicate(3);
+  out.option = static_cast<int>(decoder.literal(4) * decoder.literal(5));
+  const size_t count = decoder.operands.size();
+  const bool flags = count > 6;
+  out.mode = flags && decoder.literal(count - 1) ? 2 : 0;
+  if (flags && !in_registers && decoder.literal(6)) out.mode |= 1;
+  out.run = &multiply;
+  return true;
+}
+
+void fence_proxy(Block&, Warp& warp, const Instruction&, uint32_t) {
+  ++warp.seen[warp.id];  // so that earlier writes can be told from later ones
+  warp.fenced = warp.seen;
+}
+
+}  // namespace
+
+std::string Block::read_by_async_proxy(const Warp& reader, uint64_t offset, uint32_t bytes) {
+  return shared_memory.read_by_async_proxy(offset, bytes, [&](uint32_t warp) {
+    std::array<const Clock*, 2> fences = {warp < warps.size() ? &warps[warp].fenced : nullptr,
+                                          &reader.fenced};
+    return fences;
+  });
+}
+
+bool decode_wgmma(Decoder& decoder) {
+  Instruction& out = decoder.out;
+  if (decoder.name == "fence" && decoder.has("proxy")) {
+    out.run = &fence_proxy;
+    return true;
+  }
+  if (decoder.name != "wgmma") return false;
+  out.flow = Flow::kConverge;
+  if (decoder.has("mma_async")) return decode_product(decoder);
+  out.mode = decoder.which({"fence", "commit_group", "wait_group"});
+  if (out.mode < 0) decoder.unsupported("form");
+  if (out.mode == kWait) out.option = static_cast<int>(decoder.literal(0));
+  out.run = &synchronise;
+  return true;
+}
+
+}  // namespace emulator
