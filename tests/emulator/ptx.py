@@ -18,7 +18,7 @@ REGISTERS = """
   .reg .b32 %r<64>;
   .reg .f32 %f<64>;
   .reg .b64 %d<64>;
-  .reg .f64 %g<16>;
+  .reg .f64 %g<64>;
 """
 
 
