@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from bigkernels.bench import cases, ceilings, fleet, peers, record
+from bigkernels.bench import cases, ceilings, encoders, fleet, peers, record
 from bigkernels.cli import main
+from bigkernels.training.data import DataError
 
 TINY = "attention overhead 1x1x1x16 float32"
 
@@ -101,6 +102,18 @@ def test_bench_times_peers_in_rounds_and_writes_the_record(tmp_path, capsys):
     assert rounds[0] & rounds[1]
     (missing,) = [p for p in found["peers"] if p["name"] == "Liger"]
     assert missing["install"] == "pip install liger-kernel" or missing["available"]
+
+
+def test_without_its_model_the_rest_is_timed(monkeypatch, tmp_path, capsys):
+    def absent(*_):
+        raise DataError("cannot download the model: put it into the cache")
+
+    monkeypatch.setattr(encoders, "batch", absent)
+    flags = ["--cases", f"^({TINY}|encoder forward minilm dense 1x16)$", "--peers", "torch,HF sdpa"]
+    assert main(["bench", "--quick", *flags, "--rounds", "1", "--out", str(tmp_path)]) == 0
+    assert "encoders are left out: cannot download the model" in capsys.readouterr().err
+    found = json.loads((tmp_path / "quick.json").read_text())
+    assert [row["peer"] for row in found["rows"]] == ["torch"]
 
 
 def test_unknown_cases_and_peers_are_one_line(capsys):

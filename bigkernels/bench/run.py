@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import bigkernels
 from bigkernels.cli import machine
+from bigkernels.training.data import DataError
 
 from . import cases, ceilings, encoders, peers, record
 from .cases import Case
@@ -77,9 +78,12 @@ def _group(
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    models = {case.batch[0] for case in mine if case.batch}
-    for model in models:
-        encoders.folder(model)  # made before the peers ask for it all at once
+    try:  # fetched before the peers ask for it all at once
+        for model in {case.batch[0] for case in mine if case.batch}:
+            encoders.batch(model, 1, 16, "dense")
+    except (DataError, ImportError) as error:
+        say(f"encoders are left out: {str(error).splitlines()[0]}")
+        return found
     truths = [peers.TRUTH] if any(case.batch and case.mode != "training" for case in mine) else []
     with (
         Fleet(running, threads, effort.setup, effort.clock) as fleet,

@@ -101,13 +101,6 @@ def fast_path(model: str, threads: int) -> Built:
     return Built(how, torch.__version__, prepare, to_numpy)
 
 
-def liger(model: str, threads: int) -> Built:
-    """Liger's kernels are Triton, for GPUs."""
-    if not torch.cuda.is_available():
-        raise RuntimeError("its kernels need a GPU")
-    raise RuntimeError("it has no kernels for BERT-type encoders")
-
-
 class _Prepacked(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
