@@ -310,6 +310,8 @@ def test_numbers_of_numpy_are_numbers():
         bk.layer_norm(x, np.float32(E))
     with pytest.raises(ValueError, match=r"^eps: "):
         bk.layer_norm(x, E, eps=np.float32("nan"))
+    with pytest.raises(ValueError, match=r"^scale: "):
+        bk.scaled_dot_product_attention(x, x, x, scale=np.float32("inf"))
 
 
 def test_a_layer_norm_over_nothing_gives_nothing():

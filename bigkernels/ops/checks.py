@@ -58,10 +58,10 @@ def check_number(name: str, value: object, low: float = -_LARGEST, high: float =
     """Raises unless value is a finite real number in [low, high], Python's or NumPy's."""
     if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not isinstance(value, (int, float)):
+        value = int(value) if isinstance(value, numbers.Integral) else float(value)
     # Comparisons alone, which torch.compile can trace; NaN fails them. Torch adds no larger integers.
-    if not low <= value <= high or (
-        isinstance(value, numbers.Integral) and not -(2**63) <= value < 2**63
-    ):
+    if not low <= value <= high or (isinstance(value, int) and not -(2**63) <= value < 2**63):
         span = f"a number in [{low:g}, {high:g}]" if high < _LARGEST else "a finite number"
         span += f" of at least {low:g}" if low > -_LARGEST and high == _LARGEST else ""
         raise ValueError(f"{name}: got {value!r}, expected {span}")
@@ -90,6 +90,11 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     if device == "meta" or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
+
+
+def recorded() -> bool:
+    """Whether torch.compile or torch.jit.trace records the call for other values than the ones at hand."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def through_reference() -> bool:

@@ -218,7 +218,7 @@ def layer_norm(
         backend: forces a backend ("cuda", "triton", "cpu", "reference").
 
     Returns:
-        A contiguous tensor of input's shape and dtype, empty where normalized_shape is. Statistics are float32 (float64 for float64).
+        A contiguous tensor of input's shape and dtype. Statistics are float32 (float64 for float64).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
