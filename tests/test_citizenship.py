@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import bigkernels as bk
+from bigkernels.integrations import packing
 from bigkernels.testing import judge
 
 B, L, E, H, HIDDEN = 2, 5, 16, 2, 24
@@ -322,3 +323,47 @@ def test_a_layer_norm_over_nothing_gives_nothing():
         ours(x).sum().backward()
         assert x.grad is not None and ours.weight.grad is not None
         assert x.grad.shape == x.shape and ours.weight.grad.shape == shape
+
+
+class _Masked(nn.Module):
+    """A module of ours as a function of its input and its mask, as ``torch.jit.trace`` wants it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, ignore: Tensor) -> Tensor:
+        if isinstance(self.inner, nn.MultiheadAttention):
+            return self.inner(x, x, x, ignore, need_weights=False)[0]  # type: ignore[no-any-return]
+        return self.inner(x, src_key_padding_mask=ignore)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "make", [lambda: scramble(bk.nn.MultiheadAttention(E, H, batch_first=True)), _encoder]
+)
+def test_a_trace_serves_other_masks_and_sizes(make):
+    model, x = _Masked(make()).eval(), _x()
+    with torch.no_grad():
+        traced = torch.jit.trace(model, (x, _ignore()))
+        others = [
+            (x, _ignore().flip(1)),
+            (x, _ignore((L, L))),
+            (x, torch.arange(L) % 2 == torch.tensor([0, 1])[:, None]),
+            (x[:1, :3], _ignore((2,))[:, :3]),
+            (torch.cat([x, x + 1]), _ignore((1, 2, 3, L))),
+        ]
+        for inputs in others:
+            torch.testing.assert_close(traced(*inputs), model(*inputs))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_traced_plan_packs_other_masks():
+    def there_and_back(x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        plan = packing.plan(keep)
+        return packing.pad(packing.unpad(x, plan) * 2, plan), plan.cu_seq
+
+    x = _x()
+    traced = torch.jit.trace(there_and_back, (x, torch.ones(B, L)))
+    keep = (~_ignore()).float()
+    torch.testing.assert_close(traced(x, keep), there_and_back(x, keep))

@@ -25,6 +25,8 @@ class Plan(NamedTuple):
     @property
     def full(self) -> bool:
         """Whether there is no padding at all, so that packing and padding are views."""
+        if torch._C._get_tracing_state():  # the trace serves other batches too
+            return False
         return self.indices.shape[0] == self.batch * self.length
 
 
@@ -41,7 +43,8 @@ def plan(keep: Tensor) -> Plan:
     cu_seq = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     sample = indices // max(length, 1)
     rows = (sample << 32) | (indices - sample * length)
-    longest = int(lengths.max()) if batch and keep.device.type == "cpu" else None
+    seen = batch and keep.device.type == "cpu" and not torch._C._get_tracing_state()
+    longest = int(lengths.max()) if seen else None
     return Plan(indices, cu_seq, rows, longest, batch, length)
 
 

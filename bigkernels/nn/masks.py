@@ -37,12 +37,8 @@ def check(name: str, mask: Tensor | None, *shapes: tuple[int, ...]) -> None:
 
 
 def concrete(mask: Tensor) -> bool:
-    """Whether the mask's values may be read: no compiler, transform or fake tensor stands between."""
-    return (
-        type(mask) is Tensor
-        and not torch.compiler.is_compiling()
-        and not checks.through_reference()
-    )
+    """Whether the mask's values may be read: no compiler, tracer, transform or fake tensor stands between."""
+    return type(mask) is Tensor and not checks.recorded() and not checks.through_reference()
 
 
 def is_causal(mask: Tensor | None) -> bool:

@@ -124,12 +124,12 @@ def _mask_4d(mask: Tensor, q: Tensor, keys: int, leading: torch.Size | None) -> 
 
 
 def readable(x: Tensor) -> bool:
-    """Whether x's values can be read now at no cost: on the CPU, real, not being compiled."""
+    """Whether x's values can be read now at no cost: on the CPU, real, not being compiled or traced."""
     return (
         x.device.type == "cpu"
         and type(x) is Tensor
+        and not checks.recorded()
         and not checks.through_reference()
-        and not (torch.compiler.is_compiling())
     )
 
 
