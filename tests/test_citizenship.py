@@ -342,10 +342,14 @@ class _Masked(nn.Module):
 @pytest.mark.parametrize(
     "make", [lambda: scramble(bk.nn.MultiheadAttention(E, H, batch_first=True)), _encoder]
 )
-def test_a_trace_serves_other_masks_and_sizes(make):
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_trace_serves_other_masks_and_sizes(make, grad):
     model, x = _Masked(make()).eval(), _x()
-    with torch.no_grad():
-        traced = torch.jit.trace(model, (x, _ignore()))
+    with torch.set_grad_enabled(grad):
+        saved = io.BytesIO()
+        torch.jit.save(torch.jit.trace(model, (x, _ignore())), saved)
+        saved.seek(0)
+        traced = torch.jit.load(saved)
         others = [
             (x, _ignore().flip(1)),
             (x, _ignore((L, L))),

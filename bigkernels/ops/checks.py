@@ -98,19 +98,22 @@ def recorded() -> bool:
 
 
 def through_reference() -> bool:
-    """Whether a functorch transform or forward-mode AD is active: only differentiable torch serves those."""
+    """Whether a functorch transform, forward-mode AD or torch.jit.trace is active: only differentiable torch serves
+    those. A trace must be the same with and without gradients, and be saved."""
     if torch.compiler.is_compiling():
         return False
     return (
-        torch._C._functorch.peek_interpreter_stack() is not None
+        torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
     )
 
 
 def nothing_active() -> bool:
-    """Whether neither a functorch transform, forward-mode AD nor the CPU's autocast is active."""
+    """Whether neither a functorch transform, forward-mode AD, a trace nor the CPU's autocast is active."""
     return (
-        torch._C._functorch.peek_interpreter_stack() is None
+        torch._C._get_tracing_state() is None
+        and torch._C._functorch.peek_interpreter_stack() is None
         and torch.autograd.forward_ad._current_level < 0
         and not torch.is_autocast_enabled("cpu")
     )

@@ -20,6 +20,7 @@ backends.register("attention", contract.BACKENDS)
 
 _plain_cpu = _OPS["attention_forward_plain"]["cpu"]._op
 _functorch = torch._C._functorch.peek_interpreter_stack
+_tracing = torch._C._get_tracing_state
 _autocast = torch.is_autocast_enabled
 _grad = torch.is_grad_enabled
 _LARGEST = sys.float_info.max
@@ -178,6 +179,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float | None, is_causal: bool
         or (_grad() and (q.requires_grad or k.requires_grad or v.requires_grad))
         or not (scale is None or (type(scale) is float and -_LARGEST <= scale <= _LARGEST))
         or _functorch() is not None
+        or _tracing() is not None
         or forward_ad._current_level >= 0
         or _autocast("cpu")
         or not backends.undisturbed()
