@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.metadata
+import importlib.util
 import json
 import pathlib
 import statistics
@@ -145,12 +147,12 @@ def run(case: Case, clock: Clock) -> Result:
 
 
 def machine(device: str) -> dict[str, object]:
-    import triton
-
     found: dict[str, object] = {
         "python": sys.version.split()[0],
         "torch": torch.__version__,
-        "triton": triton.__version__,
+        "triton": importlib.metadata.version("triton")
+        if importlib.util.find_spec("triton")
+        else None,
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
