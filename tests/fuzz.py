@@ -1,8 +1,8 @@
 """Random calls of the public functions: `python tests/fuzz.py COUNT SEED [INDEX]`.
 
-Each call is a plausible one with up to two arguments replaced by anything. It may succeed, or raise ValueError,
-TypeError or Unsupported; anything else is printed with the index that repeats it alone. Should the process die, the
-last line of its output holds the index of the call that killed it.
+Each call is a plausible one with up to two arguments replaced by anything. It may raise ValueError, TypeError or
+Unsupported, or succeed with the outputs and gradients of the reference; anything else is printed with the index
+that repeats it alone. Should the process die, the last line of its output holds the index of the call that killed it.
 """
 
 import math
@@ -13,6 +13,7 @@ import traceback
 import torch
 
 import bigkernels as bk
+from bigkernels.testing import poisoned_outputs
 
 DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ALLOWED = (ValueError, TypeError, bk.Unsupported)
@@ -194,8 +195,70 @@ FUNCTIONS = (
 )
 
 
+def solve(name, arguments):
+    """Outputs and gradients of a call; what torch allocates starts as NaN."""
+    leaves = [t for t in arguments.values() if isinstance(t, torch.Tensor) and t.requires_grad]
+    torch.manual_seed(5)  # of dropout without a seed
+    with poisoned_outputs():
+        result = getattr(bk, name)(**arguments)
+        outputs = result if isinstance(result, tuple) else (result,)
+        wanted = [t for t in outputs if t.requires_grad]
+        found = [t.detach() for t in outputs]
+        if wanted:
+            total = sum(t.double().sum() for t in wanted)
+            found += torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    return found
+
+
+def growth(name, arguments):
+    """By how much normalizing its flattest row multiplies the rounding of a call's inputs; NaN where they hold any."""
+    given = [t for t in arguments.values() if isinstance(t, torch.Tensor)]
+    if not all(t.isfinite().all() for t in given):
+        return math.nan
+    if "layer_norm" not in name:
+        return 1.0
+    eps = arguments.get("eps", 1e-5)
+    if name == "layer_norm":
+        n = arguments["normalized_shape"]
+        total, n = arguments["input"], n if isinstance(n, int) else math.prod(n)
+    else:
+        torch.manual_seed(5)
+        whole = arguments | {"return_sum": True, "backend": "reference"}
+        total = bk.add_layer_norm(**whole)[1]
+        n = total.shape[-1]
+    if not total.numel():
+        return 1.0
+    rows = total.detach().double().reshape(-1, n)
+    variance = rows.var(1, correction=0)
+    # A row flatter than the rounding of its sum has gradients of nothing else.
+    lost = 8 * torch.finfo(total.dtype).eps * rows.abs().amax(1)
+    if (variance.sqrt() <= lost).any():
+        return math.nan
+    return max(1.0, float((variance + eps).rsqrt().max()))
+
+
+def differences(found, expected, growth):
+    """What of the results is not the reference's, but for rounding."""
+    for number, (got, exact) in enumerate(zip(found, expected, strict=True)):
+        where = f"result {number}"
+        if got.shape != exact.shape or got.dtype != exact.dtype:
+            yield f"{where}: {got.dtype} {tuple(got.shape)} != {exact.dtype} {tuple(exact.shape)}"
+            continue
+        if not exact.numel() or not math.isfinite(growth):
+            continue
+        a, b = got.double(), exact.double()
+        if not b.isfinite().all():
+            continue  # NaN and infinity were passed in, or made by what was
+        if not a.isfinite().all():
+            yield f"{where}: not finite"
+            continue
+        error, size = float((a - b).abs().max()), max(1.0, float(b.abs().max()))
+        if error > 1000 * torch.finfo(got.dtype).eps * size * growth:
+            yield f"{where}: error {error}, values up to {size}"
+
+
 def one(seed, index):
-    """(description, error or None) of one random call."""
+    """What became of one random call; failures are printed."""
     draw = Draw(f"{seed}/{index}")
     name = draw.r.choice(FUNCTIONS)
     arguments = getattr(draw, name)()
@@ -208,10 +271,11 @@ def one(seed, index):
             if isinstance(value, torch.Tensor) and value.is_floating_point():
                 arguments[key] = value.detach().requires_grad_()
     try:
-        result = getattr(bk, name)(**arguments)
-        outputs = result if isinstance(result, tuple) else (result,)
-        if any(t.requires_grad for t in outputs):
-            sum(t.double().sum() for t in outputs if t.requires_grad).backward()
+        found = solve(name, arguments)
+        if "backend" in arguments and arguments["backend"] != "reference":
+            expected = solve(name, arguments | {"backend": "reference"})
+            if wrong := list(differences(found, expected, growth(name, arguments))):
+                raise AssertionError("; ".join(wrong))
     except ALLOWED:
         return "refused"
     except Exception:

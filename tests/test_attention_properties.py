@@ -11,7 +11,7 @@ from inputs import draw, dtypes, gradients, moved
 
 import bigkernels as bk
 from bigkernels.ops.attention import api, reference
-from bigkernels.testing import judge
+from bigkernels.testing import judge, poisoned_outputs
 from bigkernels.testing.oracle import same_bits
 
 INF = float("inf")
@@ -250,9 +250,12 @@ def test_the_order_of_the_keys_does_not_matter(dtype, device):
 )
 def test_sizes_of_zero_are_served(batch, queries, keys, device):
     q, k, v = qkv(device, torch.float32, batch, 4, queries, keys, heads_kv=2)
-    mask = torch.randn(batch, 1, queries, keys, device=q.device)
-    for bias in (None, mask):
-        out, dq, *others = gradients(lambda *t: attend(device, *t), q, k, v, bias)
+    full = (batch, 4, queries, keys)
+    # The gradient of a mask with elements, broadcast along nothing, is 0.
+    sizes = (full, (1, 1, 1, 1), (1, 4, queries, 1), (1, 1, 1, keys), (batch, 1, 1, 1))
+    for bias in (None, *draw(device, torch.float32, *sizes)):
+        with poisoned_outputs():
+            out, dq, *others = gradients(lambda *t: attend(device, *t), q, k, v, bias)
         assert out.shape == dq.shape == q.shape
         assert [t.shape for t in others] == [t.shape for t in (k, v, bias) if t is not None]
         assert not any(t.any() for t in (out, dq, *others))

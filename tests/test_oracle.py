@@ -1,5 +1,6 @@
 """The oracle itself: it must accept honest kernels and fail on planted faults."""
 
+import ctypes
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bigkernels import library
 from bigkernels.testing import Case, Problem, judge, oracle
 from bigkernels.testing.canary import LAYOUTS, Canary, poisoned_outputs
 from bigkernels.testing.precision import products_rounded_like
@@ -269,6 +271,20 @@ def test_what_is_allocated_inside_starts_as_nan():
         assert torch.empty_strided((5, 2), (1, 5)).isnan().all()
         assert (torch.empty(9, dtype=torch.int32) == torch.iinfo(torch.int32).max).all()
     assert torch.are_deterministic_algorithms_enabled() == was
+
+
+def test_what_the_front_ends_allocate_starts_as_nan():
+    if library.extension_error is not None:
+        pytest.skip(str(library.extension_error))
+    path = library.__file__.replace("library.py", "_C.so")
+    watch = ctypes.CDLL(path).bigkernels_watch_allocations
+    assert watch(0) == 0
+    with poisoned_outputs():
+        assert watch(1) == 1
+        with poisoned_outputs():
+            pass
+        assert watch(1) == 1
+    assert watch(0) == 0
 
 
 def test_rounded_products_lose_what_torch_documents():

@@ -4,24 +4,38 @@ in the result."""
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
-from collections.abc import Iterator
+import pathlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+from bigkernels import library
 
 WALL = 64  # elements before and after every tensor
 LAYOUTS = ("contiguous", "odd_offset", "row_gap", "doubled", "transposed")
 
 
+def _front_ends() -> Callable[[int], int]:
+    """The switch of the C++ front ends, whose allocations torch's own does not reach."""
+    if library.extension_error is not None:
+        return lambda on: 0
+    path = pathlib.Path(library.__file__).with_name("_C.so")
+    switch: Callable[[int], int] = ctypes.CDLL(str(path)).bigkernels_watch_allocations
+    return switch
+
+
 @contextlib.contextmanager
 def poisoned_outputs() -> Iterator[None]:
-    """What torch allocates inside starts as NaN (integers: their largest value), as in
-    fill_uninitialized_memory.
+    """What torch and the kernels' front ends allocate inside starts as NaN (integers: their largest
+    value), as in fill_uninitialized_memory.
 
     Turns on torch.use_deterministic_algorithms in its warning form, which that filling needs, and
     restores both.
     """
+    watch = _front_ends()
     enabled, warn = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -29,9 +43,11 @@ def poisoned_outputs() -> Iterator[None]:
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    was = watch(1)
     try:
         yield
     finally:
+        watch(was)
         torch.use_deterministic_algorithms(enabled, warn_only=warn)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 

@@ -23,10 +23,12 @@ struct MaskWorkList {
 
   MaskWorkList(const AttentionCall& call, const AttentionGradients& gradients, int64_t width)
       : batches(gradients.mask_sizes[0]), heads(gradients.mask_sizes[1]) {
-    query_chunk = gradients.mask_sizes[2] > 1 ? width : max_int(1, call.length_q);
-    key_chunk = gradients.mask_sizes[3] > 1 ? kMaskKeys : max_int(1, call.length_k);
-    query_chunks = ceil_div(call.length_q, query_chunk);
-    key_chunks = ceil_div(call.length_k, key_chunk);
+    // Of a dimension broadcast along nothing the sum is 0, and to be written.
+    const int64_t queries = gradients.mask_sizes[2], keys = gradients.mask_sizes[3];
+    query_chunk = queries > 1 ? width : max_int(1, call.length_q);
+    key_chunk = keys > 1 ? kMaskKeys : max_int(1, call.length_k);
+    query_chunks = ceil_div(queries, queries > 1 ? query_chunk : 1);
+    key_chunks = ceil_div(keys, keys > 1 ? key_chunk : 1);
   }
 
   int64_t count() const { return batches * heads * query_chunks * key_chunks; }
