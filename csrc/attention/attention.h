@@ -67,7 +67,7 @@ struct AttentionGradients {
   AttentionRows dq, dk, dv;
   void* dmask;  // contiguous, of the mask's own sizes and dtype; null: not wanted
   int64_t mask_sizes[4];
-  const void* lse_rest;  // for the kernels' own use; null
+  const void* weight_scale;  // for the kernels' own use; null
 };
 
 struct AttentionKernels {

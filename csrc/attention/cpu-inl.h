@@ -3,8 +3,8 @@
 
 #include "attention/backward-inl.h"
 #include "attention/forward-inl.h"
-#include "attention/lse_rest-inl.h"
 #include "attention/mask_gradient-inl.h"
+#include "attention/weight_scale-inl.h"
 #if defined(__AMX_BF16__)
 #include "attention/tiles_forward-inl.h"
 #endif
@@ -40,16 +40,16 @@ void attention_forward(const AttentionCall& call) {
   visit_dtype(call.dtype, [&](auto tag) { forward_typed<typename decltype(tag)::type>(call); });
 }
 
-// The scratch of the backward: lse_rest, what is shared, the threads' own.
+// The scratch of the backward: weight_scale, what is shared, the threads' own.
 template <class T>
 struct BackwardScratch {
   using V = typename VecOf<T>::type;
-  int64_t rest, per_thread;
+  int64_t scale, per_thread;
 
   BackwardScratch(const AttentionCall& call, const AttentionGradients& gradients) {
     Arena arena = {0, 0};
     arena.take<typename V::Scalar>(statistic_count(call));
-    rest = arena.used;
+    scale = arena.used;
     per_thread = backward_scratch_per_thread<V>(call, plan_backward(call));
     if (gradients.dmask == nullptr) return;
     per_thread = max_int(per_thread, mask_gradient_scratch_per_thread<V>(call));
@@ -60,7 +60,7 @@ int64_t attention_backward_scratch(const AttentionCall& call, const AttentionGra
   int64_t bytes = 0;
   visit_dtype(call.dtype, [&](auto tag) {
     const BackwardScratch<typename decltype(tag)::type> scratch(call, gradients);
-    bytes = scratch.rest + shared_scratch(call) + scratch.per_thread * call.num_threads;
+    bytes = scratch.scale + shared_scratch(call) + scratch.per_thread * call.num_threads;
   });
   return bytes;
 }
@@ -72,9 +72,9 @@ void attention_backward(const AttentionCall& given, const AttentionGradients& wa
     const BackwardScratch<T> scratch(given, wanted);
     AttentionCall call = given;
     AttentionGradients gradients = wanted;
-    call.scratch = static_cast<char*>(given.scratch) + scratch.rest;
-    S* rest = static_cast<S*>(given.scratch);
-    if (find_lse_rest<T>(call, scratch.per_thread, rest)) gradients.lse_rest = rest;
+    call.scratch = static_cast<char*>(given.scratch) + scratch.scale;
+    S* scale = static_cast<S*>(given.scratch);
+    if (find_weight_scale<T>(call, scratch.per_thread, scale)) gradients.weight_scale = scale;
     backward_typed<T>(call, gradients);
     if (gradients.dmask != nullptr) mask_gradient_typed<T>(call, gradients);
   });

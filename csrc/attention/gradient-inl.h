@@ -24,7 +24,8 @@ struct GradientPanel {
   S* dquery;                  // (D, width)
   bool started;               // dquery holds something
   S *lse, *delta;             // (width,): lse, inf without keys; sum of dout * out, less dlse
-  S* lse_rest;                // (width,): to be added to log2 of the weights
+  S* weight_scale;            // (width,): where the sum of the weights was rounded away
+  bool scaled;                // whether weight_scale says anything
   uint32_t* dropout_words;    // (2, width)
   PanelDropout dropout;
 };
@@ -60,7 +61,7 @@ GradientScratch<V> gradient_scratch(const AttentionCall& call, int64_t panels, A
     panel.dquery = arena->take<S>(call.dim * width);
     panel.lse = arena->take<S>(3 * width);
     panel.delta = panel.lse + width;
-    panel.lse_rest = panel.delta + width;
+    panel.weight_scale = panel.delta + width;
     panel.dropout_words = arena->take<uint32_t>(2 * width);
   }
   return room;
@@ -101,7 +102,8 @@ void begin_statistics(const AttentionCall& call, const AttentionGradients& gradi
                      call.out.row, count, call.dim_v, 1, out, width);
   const S* lse = static_cast<const S*>(call.lse) + at;
   const S* dlse = static_cast<const S*>(gradients.dlse);
-  const S* rest = static_cast<const S*>(gradients.lse_rest);
+  const S* scale = static_cast<const S*>(gradients.weight_scale);
+  panel->scaled = scale != nullptr;
   for (int64_t lane = 0; lane < width; lane += V::kLanes) {
     V delta = row_products<V>(out + lane, panel->dout + lane, call.dim_v, width);
     if (dlse != nullptr) delta = delta - load_up_to<V>(dlse + at + lane, count - lane);
@@ -110,8 +112,8 @@ void begin_statistics(const AttentionCall& call, const AttentionGradients& gradi
     const typename V::Mask none =
         equal(sum, off_score<V>()) | ~V::Mask::first(min_int(V::kLanes, count - lane));
     store(panel->lse + lane, select(none, V::zero() - off_score<V>(), sum));
-    store(panel->lse_rest + lane,
-          rest != nullptr ? load_up_to<V>(rest + at + lane, count - lane) : V::zero());
+    if (scale == nullptr) continue;
+    store(panel->weight_scale + lane, load_up_to<V>(scale + at + lane, count - lane));
   }
 }
 
@@ -137,6 +139,27 @@ void begin_gradient_panel(const AttentionCall& call, const AttentionGradients& g
   panel->dropout = panel_dropout(call, s, head, queries, panel->width, panel->dropout_words);
 }
 
+// One lane of softmax_gradient: weights and what of dscores does not wait for dropout.
+template <class V, bool kScaled>
+inline void gradient_weights(const GradientScratch<V>& room, const GradientPanel<V>& panel,
+                             int64_t lane, int64_t count) {
+  const int64_t width = panel.width;
+  const V log2e = V::broadcast(static_cast<typename V::Scalar>(kLog2EExact));
+  const V lse = V::load(panel.lse + lane), delta = V::load(panel.delta + lane);
+  const bool dropped = panel.dropout.on;
+  const V scale = kScaled ? V::load(panel.weight_scale + lane) : V::zero();
+  for (int64_t at = lane; at < count * width; at += width) {
+    V weight = exp2((V::load(room.weights + at) - lse) * log2e);
+    if (kScaled) weight = weight * scale;
+    store(room.weights + at, weight);
+    if (dropped) {
+      store(room.shares + at, weight * delta);
+    } else {
+      store(room.dscores + at, weight * (V::load(room.dscores + at) - delta));
+    }
+  }
+}
+
 // With the scores in weights and dout . v in dscores: weights = P (dropped), dscores = their
 // gradients, P (dP - delta). What dropout keeps scales P and dP alike: dS = P_dropped dP - P delta.
 template <class V>
@@ -144,22 +167,14 @@ __attribute__((noinline)) void softmax_gradient(const GradientScratch<V>& room,
                                                 const GradientPanel<V>& panel, int64_t key,
                                                 int64_t count) {
   const int64_t width = panel.width;
-  const V log2e = V::broadcast(static_cast<typename V::Scalar>(kLog2EExact));
-  const bool dropped = panel.dropout.on;
   for (int64_t lane = 0; lane < width; lane += V::kLanes) {
-    const V lse = V::load(panel.lse + lane), delta = V::load(panel.delta + lane);
-    const V rest = V::load(panel.lse_rest + lane);
-    for (int64_t at = lane; at < count * width; at += width) {
-      const V weight = exp2(fma(V::load(room.weights + at) - lse, log2e, rest));
-      store(room.weights + at, weight);
-      if (dropped) {
-        store(room.shares + at, weight * delta);
-      } else {
-        store(room.dscores + at, weight * (V::load(room.dscores + at) - delta));
-      }
+    if (panel.scaled) {
+      gradient_weights<V, true>(room, panel, lane, count);
+    } else {
+      gradient_weights<V, false>(room, panel, lane, count);
     }
   }
-  if (!dropped) return;
+  if (!panel.dropout.on) return;
   drop_weights(panel.dropout, key, count, width, room.weights);
   for (int64_t at = 0; at < count * width; at += V::kLanes) {
     const V weight = V::load(room.weights + at), dweight = V::load(room.dscores + at);

@@ -1,6 +1,7 @@
 // What rounding took from a large lse. The backward computes weights as e^(score - lse); with
 // |lse| = 2^k they are off by up to 2^(k - 25), and rows of a mask's least finite numbers keep
-// nothing of the sum of exponentials. So where lse is large, the weights are added up once more.
+// nothing of the sum of exponentials. So where lse is large, the weights are added up once more and
+// scaled to the sum 1.
 #pragma once
 
 #include "attention/gradient-inl.h"
@@ -19,10 +20,10 @@ inline typename V::Mask large_lse(V lse) {
          less(size, V::broadcast(static_cast<S>(__builtin_inff())));
 }
 
-// Of a panel of queries: -log2 of what the weights add up to where lse is large, else 0.
+// Of a panel of queries: 1 / what the weights add up to where lse is large, else 1.
 template <class V, class T>
-void panel_lse_rest(const AttentionCall& call, const Sequence& s, int64_t head, Range queries,
-                    GradientScratch<V>* room, typename V::Scalar* all) {
+void panel_weight_scale(const AttentionCall& call, const Sequence& s, int64_t head, Range queries,
+                        GradientScratch<V>* room, typename V::Scalar* all) {
   using S = typename V::Scalar;
   GradientPanel<V>& panel = room->panels[0];
   const int64_t count = queries.end - queries.begin, width = round_up(count, V::kLanes);
@@ -33,7 +34,7 @@ void panel_lse_rest(const AttentionCall& call, const Sequence& s, int64_t head, 
     store(panel.lse + lane, load_up_to<V>(lse + lane, count - lane));
     needed = needed || any(large_lse(V::load(panel.lse + lane)));
   }
-  fill<V>(panel.lse_rest, width, 0);
+  fill<V>(panel.weight_scale, width, 0);
   const Range keys = needed ? keys_of(s, queries, keys_on(call, s, head)) : Range{0, 0};
   if (needed) {
     load_transposed<V>(row_at<const T>(call.q, s, s.query, head, queries.begin), call.q.row, count,
@@ -51,14 +52,13 @@ void panel_lse_rest(const AttentionCall& call, const Sequence& s, int64_t head, 
     mask_scores<V, T>(call, s, head, queries, block, room->weights, width);
     for (int64_t lane = 0; lane < width; lane += V::kLanes) {
       const V sum = exponentials(room->weights + lane, size, width, V::load(panel.lse + lane));
-      store(panel.lse_rest + lane, V::load(panel.lse_rest + lane) + sum);
+      store(panel.weight_scale + lane, V::load(panel.weight_scale + lane) + sum);
     }
   }
-  const V log2e = V::broadcast(static_cast<S>(kLog2EExact));
   for (int64_t lane = 0; lane < width; lane += V::kLanes) {
-    const V rest = V::zero() - log(V::load(panel.lse_rest + lane)) * log2e;
-    const V kept = select(large_lse(V::load(panel.lse + lane)), rest, V::zero());
-    store_up_to(all + at + lane, kept, count - lane);
+    const typename V::Mask large = large_lse(V::load(panel.lse + lane));
+    const V sum = select(large, V::load(panel.weight_scale + lane), V::broadcast(1));
+    store_up_to(all + at + lane, V::broadcast(1) / sum, count - lane);
   }
 }
 
@@ -66,11 +66,11 @@ inline int64_t statistic_count(const AttentionCall& call) {
   return (call.packed ? 1 : call.batch) * call.heads * call.length_q;
 }
 
-// Fills rest, which is like lse; false, and nothing done, where no lse is large. Needs the scratch
+// Fills scale, which is like lse; false, and nothing done, where no lse is large. Needs the scratch
 // of the backward.
 template <class T>
-bool find_lse_rest(const AttentionCall& call, int64_t per_thread,
-                   typename VecOf<T>::type::Scalar* rest) {
+bool find_weight_scale(const AttentionCall& call, int64_t per_thread,
+                       typename VecOf<T>::type::Scalar* scale) {
   using V = typename VecOf<T>::type;
   using S = typename V::Scalar;
   const int64_t count = statistic_count(call);
@@ -89,8 +89,8 @@ bool find_lse_rest(const AttentionCall& call, int64_t per_thread,
     const Work work = list[tile];
     const Sequence s = sequence_of(call, work.batch);
     const int64_t begin = work.chunk * list.chunk;
-    panel_lse_rest<V, T>(call, s, work.head, {begin, min_int(s.queries, begin + list.chunk)},
-                         &scratch, rest);
+    panel_weight_scale<V, T>(call, s, work.head, {begin, min_int(s.queries, begin + list.chunk)},
+                             &scratch, scale);
   });
   return true;
 }
