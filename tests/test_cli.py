@@ -219,6 +219,71 @@ def test_a_model_that_is_not_there_is_one_line(
     assert capsys.readouterr().err == f"bigkernels {command.split()[0]}: no such folder: /nowhere\n"
 
 
+def test_json_has_no_nan_and_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = {"nan": float("nan"), "list": [float("inf"), 1.5, (2.5, float("-inf"))], "text": "NaN"}
+    bigkernels.cli.print_json(parts)
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == {"nan": None, "list": [None, 1.5, [2.5, None]], "text": "NaN"}
+
+
+@pytest.mark.parametrize("family", ["roberta", "gpt2"])
+def test_verify_takes_tokenizers_without_padding_or_limit(
+    family: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import transformers
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    if family == "roberta":  # position 0 and 1 are never used
+        config: Any = transformers.RobertaConfig(**sizes, max_position_embeddings=20)
+    else:
+        config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_head=2, n_layer=1)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    tokenizer.model_max_length = 10**30
+    if family == "gpt2":
+        tokenizer.eos_token, tokenizer.pad_token = tokenizer.sep_token, None
+    tokenizer.save_pretrained(tmp_path)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    main(["verify", str(tmp_path), "--text", "good " * 40, "--text", "bad"])
+    assert "verify: passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("bench --threads x", "argument --threads: 'x' is not a whole number of at least 1"),
+        ("bench --rounds 0", "argument --rounds: '0' is not a whole number of at least 1"),
+        ("bench --bogus", "unrecognized arguments: --bogus"),
+    ],
+)
+def test_a_wrong_flag_is_told_by_its_command(
+    flags: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(flags.split())
+    shown = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert shown.startswith("usage: bigkernels bench ")
+    assert shown.endswith(f"bigkernels bench: error: {told}\n")
+
+
+def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"bigkernels {bigkernels.__version__}\n"
+
+
+def test_a_run_without_flags_writes_where_git_does_not_look() -> None:
+    pytest.importorskip("transformers", reason="needs transformers")
+    from bigkernels.training.arguments import parse
+
+    assert [parse(flags)[2].output_dir for flags in ([], ["--train_file", "a.csv"])] == [
+        "runs/movie-polarity",
+        "runs/finetune",
+    ]
+    ignored = (Path(__file__).parents[1] / ".gitignore").read_text().splitlines()
+    assert "/runs/" in ignored
+
+
 def test_bench_ends_in_three_lines(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, cast
+
+from bigkernels import __version__
 
 COMMANDS = {
     "doctor": "what was built, which backend serves each operation here, and why not the others",
@@ -27,13 +30,24 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["finetune"]:  # its flags are transformers' own: read by its own parser
         return _guarded("finetune", lambda module: int(module.main(argv[1:])))
-    arguments = _parser().parse_args(argv)
+    parser, commands = _parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:  # told by the command that does not know them, with its own usage
+        commands[arguments.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     return _guarded(arguments.command, lambda module: int(module.run(arguments)))
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Writes one JSON object to stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Writes one JSON object to stdout; JSON has no NaN and no infinity, so these are null."""
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def first_line(error: BaseException) -> str:
@@ -59,8 +73,10 @@ def _guarded(command: str, call: Callable[[Any], int]) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of everything but ``finetune``, and those of the commands."""
     parser = argparse.ArgumentParser(prog="bigkernels", description="Fused Transformer kernels.")
+    parser.add_argument("--version", action="version", version=f"bigkernels {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands = {name: subparsers.add_parser(name, help=text) for name, text in COMMANDS.items()}
     for name, command in commands.items():
@@ -72,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     _bench_flags(commands["bench"])
     for command in (commands["bench"], commands["demo"]):
         command.add_argument("--threads", type=_positive, help="torch threads (default: torch's)")
-    return parser
+    return parser, commands
 
 
 def _bench_flags(bench: argparse.ArgumentParser) -> None:
@@ -98,7 +114,6 @@ def _bench_flags(bench: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)

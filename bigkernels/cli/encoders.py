@@ -50,13 +50,26 @@ def load(path: str) -> Encoder:
 
 def encode(encoder: Encoder, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     """One padded batch: input_ids, attention_mask, ... (B, L) on the model's device."""
-    known = [encoder.tokenizer.model_max_length, 512]
-    known.append(getattr(encoder.model.config, "max_position_embeddings", 512))
-    batch = encoder.tokenizer(
-        list(texts), padding=True, truncation=True, max_length=min(known), return_tensors="pt"
+    tokenizer = encoder.tokenizer
+    if tokenizer.pad_token is None:  # any token will do: the mask hides it
+        if tokenizer.eos_token is None:
+            raise CommandError("the tokenizer has neither a padding nor an end token")
+        tokenizer.pad_token = tokenizer.eos_token
+    limit = min(tokenizer.model_max_length, positions(encoder.model), 512)
+    batch = tokenizer(
+        list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
     )
     device = encoder.model.device
     return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def positions(model: PreTrainedModel) -> int:
+    """How many tokens a sample may have; RoBERTa and its like number the positions from padding_idx + 1."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - first
+    return getattr(model.config, "max_position_embeddings", None) or 512
 
 
 @contextlib.contextmanager

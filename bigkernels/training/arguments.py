@@ -130,6 +130,7 @@ def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArgum
     kinds: Any = (ModelArguments, DataArguments, TrainingArguments)
     parser = HfArgumentParser(kinds, prog="bigkernels finetune")
     parser.set_defaults(task_name=task, **RECIPES.get(task or "", {}))
+    parser.set_defaults(output_dir=f"runs/{task or 'finetune'}")
     parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available())
     parser.set_defaults(disable_tqdm=not sys.stderr.isatty())
     if importlib.util.find_spec("tensorboard") is not None:
