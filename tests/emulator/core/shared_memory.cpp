@@ -128,8 +128,9 @@ std::string SharedMemory::write(uint64_t offset, uint32_t bytes, const Actor& ac
 }
 
 std::string SharedMemory::begin_copy(uint64_t offset, uint32_t bytes, const Actor& actor) {
-  if (!checked_) return {};
   const std::string wrong = write(offset, bytes, actor, nullptr);
+  std::memset(data(offset), 0xff, bytes);  // NaN until the copy ends
+  if (!checked_) return wrong;
   for (uint64_t at = offset / granule_; at <= (offset + bytes - 1) / granule_; ++at) {
     records_[at].pending = true;
     records_[at].generic = false;
