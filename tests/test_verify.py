@@ -180,7 +180,7 @@ def test_one_stale_weight_in_torchs_own_encoder_is_flagged(monkeypatch):
     assert "layers.1" not in {c.name for c in found.checks if not c.passed}
 
 
-@pytest.mark.parametrize("moment", ["_tensors", "_judge", "_doubled", "_keep"])
+@pytest.mark.parametrize("moment", ["_to_stock", "_ends", "_as_stock", "_keep"])
 @pytest.mark.parametrize("accelerated", [True, False])
 def test_an_exception_leaves_the_model_as_it_was(moment, accelerated, monkeypatch):
     model, inputs = families.tiny("bert").train(), families.batch("bert")

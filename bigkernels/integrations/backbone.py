@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import inspect
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,37 @@ _TENSORS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "in
 _FLAGS = ("output_hidden_states", "output_attentions", "return_dict", "use_cache")
 
 _padded: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+class Call(NamedTuple):
+    """One call of a backbone: its padding mask (B, L) as bool, if it has such, and its plan, if it ran packed."""
+
+    backbone: nn.Module
+    keep: Tensor | None
+    plan: Plan | None
+
+
+_calls: contextvars.ContextVar[list[Call] | None] = contextvars.ContextVar("calls", default=None)
+
+
+@contextlib.contextmanager
+def recorded_calls() -> Iterator[list[Call]]:
+    """Collects the calls of backbones within it, in order."""
+    calls: list[Call] = []
+    token = _calls.set(calls)
+    try:
+        yield calls
+    finally:
+        _calls.reset(token)
+
+
+def _record(backbone: nn.Module, given: dict[str, Any], plan: Plan | None) -> None:
+    calls = _calls.get()
+    if calls is None:
+        return
+    mask = given.get("attention_mask")
+    keep = mask != 0 if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    calls.append(Call(backbone, keep, plan))
 
 
 def why_padded(backbone: nn.Module) -> str | None:
@@ -154,9 +187,11 @@ def forward(stock: Callable[..., Any], backbone: Any, *args: Any, **kwargs: Any)
     reason = _why_padded(backbone, given)
     if reason is not None:
         _padded[backbone] = reason
+        _record(backbone, given, None)
         return stock(backbone, *args, **kwargs)
     _padded.pop(backbone, None)
     plan = _plan(given)
+    _record(backbone, given, plan)
     arguments = _packed_ids(backbone, given, plan)
     if _fused(backbone.embeddings):
         arguments["bigkernels_plan"] = plan

@@ -5,39 +5,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bigkernels.integrations import packing
+from bigkernels.integrations import backbone, outputs
 from bigkernels.integrations.accelerate import accelerate
-from bigkernels.integrations.packing import Plan
+from bigkernels.integrations.outputs import Check
+from bigkernels.integrations.permuted import Permuted
 from bigkernels.integrations.twins import role_of, stock_class
-from bigkernels.testing import oracle
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One comparison: a result of the fused path beside stock's and beside stock in float64.
-
-    Attributes:
-        name: dotted name of the layer, or "end to end: <output>".
-        error, bound: largest difference from float64, and what the oracle allows.
-        difference: largest difference from stock in the model's own dtype.
-        reason: why it failed; empty if it passed.
-    """
-
-    name: str
-    error: float
-    bound: float
-    difference: float
-    reason: str
-
-    @property
-    def passed(self) -> bool:
-        return not self.reason
+from bigkernels.integrations.verify_layers import Layers, not_judged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +59,8 @@ def verify(model: nn.Module, batch: Mapping[str, Any]) -> Verification:
     """Compares the accelerated model with stock on one batch, end to end and layer by layer.
 
     Each result of the fused path may be as far from stock's float64 result as the oracle allows beside stock's own
-    error (see docs/design.md section 6). Runs in evaluation mode without gradients, on the path that a call would
+    error (see docs/design.md section 6), whose sums may be taken in other orders; every output stock returns must be
+    there. Runs in evaluation mode without gradients, on the path that a call would
     take; each layer is fed with stock's inputs. The model is left as it was found, after an exception too; one that
     is not accelerated is accelerated for the time being. Memory: a float64 copy of the model.
 
@@ -103,35 +84,79 @@ def verify(model: nn.Module, batch: Mapping[str, Any]) -> Verification:
                 return Verification((), ())
             return verify(model, batch)
     with _evaluating(model), torch.no_grad(), _no_fast_path():
-        fused = _tensors(_call(model, batch))
+        with backbone.recorded_calls() as calls:
+            fused = outputs.named(_call(model, batch))
         path = _paths(model)
         exact = copy.deepcopy(model)
         _to_stock(exact)
         exact.double()
-        truth = _tensors(_call(exact, batch, torch.float64))
-        keep = _keep(batch)
+        truth, why = _truth(exact, batch)
         wholes = [m for m in model.modules() if (role := role_of(m)) is not None and role.layer]
         with _as_stock(model) as fused_classes:
-            layers = _Layers(model, exact, wholes, fused_classes, keep, packed="packed" in path)
+            layers = Layers(model, exact, wholes, fused_classes, calls)
             with layers.watching():
-                stock = _tensors(_call(model, batch))
-        ends = [
-            _judge(f"end to end: {name}", fused[name], truth[name], stock[name], keep)
-            for name in stock
-            if name in fused and name in truth
-        ]
+                stock = outputs.named(_call(model, batch))
+            ends = _ends(model, batch, fused, truth, stock, layers.masks, why)
     return Verification((*ends, *layers.checks), path)
 
 
-def _judge(name: str, got: Tensor, truth: Tensor, peer: Tensor, keep: Tensor | None) -> Check:
-    for real in () if keep is None else (keep, keep.T):
-        if got.shape[:2] == real.shape == truth.shape[:2]:
-            # Padded positions hold zeros here and leftovers in stock.
-            got, truth, peer = got[real], truth[real], peer[real]
-            break
-    verdict = oracle.judge(got, truth, [peer])
-    difference = float((got.double() - peer.double()).abs().max()) if got.numel() else 0.0
-    return Check(name, verdict.error, verdict.bound, difference, verdict.reason)
+def _truth(exact: nn.Module, batch: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """What stock returns in float64, or why it cannot: a replaced method may hold on to the original's weights."""
+    try:
+        return outputs.named(_call(exact, batch, torch.float64)), ""
+    except Exception as error:
+        return {}, not_judged(error)
+
+
+def _ends(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    fused: dict[str, Any],
+    truth: dict[str, Any],
+    stock: dict[str, Any],
+    masks: list[Tensor],
+    why: str,
+) -> list[Check]:
+    """The checks of every output end to end; model runs as stock."""
+    keep = _keep(batch)
+    masks = [m for m in (*masks, *([] if keep is None else [keep])) if not m.all()]
+    short = _shorter(model, batch, masks)
+
+    @functools.cache
+    def permuted(seed: int) -> dict[str, Any]:
+        with Permuted(seed):
+            return outputs.named(_call(model, batch))
+
+    found = []
+    for output in dict.fromkeys((*stock, *fused)):
+        name, got, theirs = f"end to end: {output}", fused.get(output), stock.get(output)
+        if not (outputs.is_float(got) and outputs.is_float(theirs)):
+            if reason := outputs.unlike(got, theirs):
+                found.append(outputs.failed(name, reason))
+            continue
+        exact = truth.get(output)
+        if not outputs.is_float(exact):
+            found.append(outputs.failed(name, why or "not judged: float64 does not return it"))
+            continue
+        at = outputs.tokens(theirs, short.get(output), masks)
+        # Padded positions hold zeros here and leftovers in stock.
+        again = functools.partial(_named, permuted, output)
+        found.append(outputs.judged(name, got, exact, theirs, again, at))
+    return found
+
+
+def _named(results: Callable[[int], dict[str, Any]], name: str, seed: int) -> Tensor:
+    return results(seed)[name]  # type: ignore[no-any-return]
+
+
+def _shorter(model: nn.Module, batch: Mapping[str, Any], masks: list[Tensor]) -> dict[str, Any]:
+    """Stock's results on the batch without its last position: what shrinks has a value for each position."""
+    if not masks:
+        return {}
+    try:
+        return outputs.named(_call(model, outputs.shortened(batch, masks[0])))
+    except Exception:  # a model of one length: its results are told apart by their shape alone
+        return {}
 
 
 def _keep(batch: Mapping[str, Any]) -> Tensor | None:
@@ -156,23 +181,6 @@ def _no_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-def _tensors(output: Any) -> dict[str, Tensor]:
-    """The floating-point tensors of a model's output, by name."""
-    if isinstance(output, Tensor):
-        return {"output": output}
-    if isinstance(output, Mapping):
-        items = list(output.items())
-    elif hasattr(output, "_asdict"):
-        items = list(output._asdict().items())
-    else:
-        items = [(str(i), value) for i, value in enumerate(output)]
-    return {
-        str(name): value
-        for name, value in items
-        if isinstance(value, Tensor) and value.is_floating_point()
-    }
-
-
 def _call(model: nn.Module, batch: Mapping[str, Any], dtype: torch.dtype | None = None) -> Any:
     given = {
         name: value.to(dtype)
@@ -186,8 +194,6 @@ def _call(model: nn.Module, batch: Mapping[str, Any], dtype: torch.dtype | None 
 
 
 def _paths(model: nn.Module) -> tuple[str, ...]:
-    from bigkernels.integrations import backbone
-
     found = []
     for name, module in model.named_modules():
         if role_of(module) is backbone.BACKBONE:
@@ -222,80 +228,3 @@ def _as_stock(model: nn.Module) -> Iterator[dict[nn.Module, type[nn.Module]]]:
     finally:
         for module, cls in twins:
             module.__class__ = cls
-
-
-class _Layers:
-    """Runs each fused layer on the inputs stock's layer gets, as stock's forward reaches it."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        exact: nn.Module,
-        wholes: list[nn.Module],
-        fused: Mapping[nn.Module, type[nn.Module]],
-        keep: Tensor | None,
-        packed: bool,
-    ) -> None:
-        self.checks: list[Check] = []
-        self._fused, self._packed, self._keep = fused, packed, keep
-        names = {module: name for name, module in model.named_modules()}
-        doubles = dict(exact.named_modules())
-        self._layers = {module: (names[module], doubles[names[module]]) for module in wholes}
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        hooks = [m.register_forward_hook(self._check, with_kwargs=True) for m in self._layers]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _check(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        name, double = self._layers[module]
-        hidden = args[0] if args else next(iter(kwargs.values()))
-        peer = output[0] if isinstance(output, tuple) else output
-        exact_args, exact_kwargs = _doubled((args, kwargs))
-        truth = double(*exact_args, **exact_kwargs)
-        truth = truth[0] if isinstance(truth, tuple) else truth
-        with self._fused_again(module):
-            plan = self._plan(hidden)
-            if plan is None:
-                got = module(*args, **kwargs)
-            else:
-                got = module(packing.unpad(hidden, plan)[None], bigkernels_plan=plan)
-                got = packing.pad(got[0], plan)
-        got = got[0] if isinstance(got, tuple) else got
-        self.checks.append(_judge(name, got, truth, peer, self._keep))
-
-    @contextlib.contextmanager
-    def _fused_again(self, layer: nn.Module) -> Iterator[None]:
-        """The layer and all inside it as accelerated, without the hook that is running."""
-        inside = [(m, type(m)) for m in layer.modules() if m in self._fused]
-        hooks, layer._forward_hooks = layer._forward_hooks, type(layer._forward_hooks)()
-        for module, _ in inside:
-            module.__class__ = self._fused[module]
-        try:
-            yield
-        finally:
-            for module, stock in inside:
-                module.__class__ = stock
-            layer._forward_hooks = hooks
-
-    def _plan(self, hidden: Tensor) -> Plan | None:
-        if not self._packed:
-            return None
-        if self._keep is None:
-            return packing.full_plan(hidden.shape[0], hidden.shape[1], hidden.device)
-        return packing.plan(self._keep)
-
-
-def _doubled(value: Any) -> Any:
-    """The same nest of arguments with its floating-point tensors in float64."""
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, (tuple, list)):
-        return type(value)(_doubled(v) for v in value)
-    if isinstance(value, dict):
-        return {k: _doubled(v) for k, v in value.items()}
-    return value
