@@ -19,7 +19,8 @@ extern "C" __attribute__((visibility("default"))) const char* bigkernels_cpu_isa
 // cycles[0], cycles[1]: best and worst core of common/cpu/core_state.h; zeros without AMX.
 extern "C" __attribute__((visibility("default"))) void bigkernels_core_state(int num_threads,
                                                                              double* cycles) {
-  const bigkernels::CoreState state = bigkernels::core_state(num_threads);
+  bigkernels::CoreState state{0, 0};
+  if (bigkernels::kernels_for("amx") != nullptr) state = bigkernels::core_state(num_threads);
   cycles[0] = state.best;
   cycles[1] = state.worst;
 }

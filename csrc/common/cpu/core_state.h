@@ -11,8 +11,8 @@ struct CoreState {
   double worst;
 };
 
-// Runs tile products for some microseconds on each of num_threads threads at once. {0, 0} where
-// there is no AMX or the operating system refuses it.
+// Runs tile products for some microseconds on each of num_threads threads at once. Only where
+// kernels_for("amx") says that this process may use tiles.
 CoreState core_state(int num_threads);
 
 }  // namespace bigkernels
