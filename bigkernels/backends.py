@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import dataclasses
 import importlib
+import inspect
 import os
 import types
 from collections.abc import Iterator
@@ -199,13 +200,17 @@ def explain(room: str, *args: Any, **kwargs: Any) -> Explanation:
         args, kwargs: exactly the public function's arguments.
 
     Raises:
-        ValueError: unknown room, or what the public function would raise.
+        ValueError, TypeError: unknown room, or what the public function would raise.
     """
     from bigkernels.ops import catalog
 
     if not isinstance(room, str) or room not in catalog.FACTS:
         raise ValueError(f"room: {room!r} is not one of {', '.join(catalog.FACTS)}")
-    home, facts_of, notes_of = catalog.FACTS[room]
+    function, home, facts_of, notes_of = catalog.FACTS[room]
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{function.__name__}(): {error}") from None
     backend = kwargs.pop("backend", None)
     check_name(backend)
     forced = backend or _forced.get() or _FROM_ENVIRONMENT

@@ -290,6 +290,46 @@ def test_the_shortest_call_names_a_tensor_of_another_device(argument):
         bk.scaled_dot_product_attention(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("room", "function"),
+    [
+        ("attention", "scaled_dot_product_attention"),
+        ("varlen_attn", "varlen_attn"),
+        ("layer_norm", "layer_norm"),
+        ("add_layer_norm", "add_layer_norm"),
+        ("ffn", "feed_forward"),
+    ],
+)
+def test_explain_speaks_of_the_public_function(room, function):
+    with pytest.raises(TypeError, match=rf"^{function}\(\): .*'foo'"):
+        bk.explain(room, **GOOD[function], foo=1)
+    with pytest.raises(TypeError, match=rf"^{function}\(\): missing a required argument"):
+        bk.explain(room)
+    assert bk.explain(room, **GOOD[function]).chosen
+
+
+def test_messages_name_what_is_wrong_and_nothing_twice():
+    with pytest.raises(TypeError, match=r"^attention_weights\(\) .*'foo'"):
+        call("attention_weights", **GOOD["attention_weights"], foo=1)
+    with pytest.raises(
+        ValueError, match=r"^value: shape .*, expected a last dimension of at least 1"
+    ):
+        bk.scaled_dot_product_attention(Q, Q, Q[..., :0])
+    with pytest.raises(TypeError, match=r"expected torch.float32 or torch.bool \("):
+        bk.scaled_dot_product_attention(Q, Q, Q, torch.zeros(3, 3).int())
+
+
+@pytest.mark.parametrize("wrong", NOT_A_TENSOR)
+@pytest.mark.parametrize("argument", ["query", "key", "value", "attn_mask", "key_padding_mask"])
+def test_the_module_names_what_is_no_tensor(argument, wrong):
+    if wrong is None and "mask" in argument:
+        wrong = 1.0  # None is no mask, and right
+    x = draw(2, 3, 8)
+    module = bk.nn.MultiheadAttention(8, 2, batch_first=True)
+    with pytest.raises(TypeError, match=f"^{argument}: "):
+        module(**{"query": x, "key": x, "value": x, argument: wrong})
+
+
 def test_bad_weights_are_named_under_autocast_too():
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"^weight2: "):
         call("feed_forward", **{**GOOD["feed_forward"], "weight2": "text"})

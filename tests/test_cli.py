@@ -226,6 +226,23 @@ def test_json_has_no_nan_and_no_infinity(capsys: pytest.CaptureFixture[str]) -> 
     assert found == {"nan": None, "list": [None, 1.5, [2.5, None]], "text": "NaN"}
 
 
+def test_verify_does_not_judge_weights_that_are_no_numbers(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    import transformers
+
+    transformers.AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path)
+    spoiled = transformers.AutoModel.from_pretrained(model)
+    torch.nn.init.constant_(spoiled.pooler.dense.bias, float("nan"))
+    spoiled.save_pretrained(tmp_path)
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path), "--json"]) == 1
+    shown = capsys.readouterr()
+    assert not shown.out
+    assert "pooler.dense.bias holds NaN or infinity" in shown.err
+
+
 @pytest.mark.parametrize("family", ["roberta", "gpt2"])
 def test_verify_takes_tokenizers_without_padding_or_limit(
     family: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

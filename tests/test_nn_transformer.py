@@ -243,6 +243,11 @@ def test_nested_sequences_go_in_and_come_out():
         ({"src_key_padding_mask": torch.zeros(B, L + 1, dtype=torch.bool)}, ValueError, "padding_mask: shape"),
         ({"src_key_padding_mask": torch.zeros(B, L, dtype=torch.int32)}, TypeError, "padding_mask: dtype"),
         ({"src": torch.zeros(B, L, E + 1)}, ValueError, "query: shape"),
+        ({"src": torch.zeros(B, L, E + 1), "src_key_padding_mask": _right()}, ValueError, "query: shape"),
+        ({"src": None}, TypeError, "src: expected a tensor, got NoneType"),
+        ({"src": torch.zeros(B, L, E, dtype=torch.int64)}, TypeError, "query: got dtype torch.int64"),
+        ({"mask": "causal"}, TypeError, "mask: expected a tensor, got str"),
+        ({"src_key_padding_mask": "right"}, TypeError, "src_key_padding_mask: expected a tensor, got str"),
     ],
 )  # fmt: skip
 def test_encoder_refuses_wrong_arguments(arguments, error, message):

@@ -69,7 +69,7 @@ def operations() -> dict[str, dict[str, dict[str, Any]]]:
 
     answers: dict[str, dict[str, dict[str, Any]]] = {}
     for name, arguments in _samples().items():
-        room, facts_of, _ = catalog.FACTS[name]
+        _, room, facts_of, _ = catalog.FACTS[name]
         facts = facts_of(*arguments)
         answers[name] = {}
         for device in ("cpu", "cuda"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from bigkernels.integrations.verify import Verification
 
-from . import encoders, print_json
+from . import CommandError, encoders, print_json
 from .tables import print_table
 
 
@@ -17,6 +17,9 @@ def run(arguments: argparse.Namespace) -> int:
     import bigkernels
 
     encoder = encoders.load(arguments.model_path)
+    for name, weight in encoder.model.named_parameters():
+        if not weight.isfinite().all():
+            raise CommandError(f"{name} holds NaN or infinity: results cannot be judged")
     report = str(bigkernels.accelerate(encoder.model).report())
     batch = encoders.encode(encoder, arguments.text or encoders.TEXTS)
     found = bigkernels.verify(encoder.model, batch)

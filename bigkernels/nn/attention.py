@@ -94,6 +94,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         )  # fmt: skip
 
     def _check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                kind = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+                raise TypeError(f"{name}: got {kind}, expected a floating point tensor")
         rank = query.dim()
         if query.is_nested or rank not in (2, 3) or query.shape[-1] != self.embed_dim:
             got = "a nested tensor" if query.is_nested else f"shape {tuple(query.shape)}"

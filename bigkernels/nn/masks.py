@@ -29,6 +29,8 @@ def check(name: str, mask: Tensor | None, *shapes: tuple[int, ...]) -> None:
     """Raises unless mask is None or boolean or floating point and of one of the shapes."""
     if mask is None:
         return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(mask).__name__}")
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(f"{name}: dtype {mask.dtype}, expected bool or floating point")
     if tuple(mask.shape) not in shapes:

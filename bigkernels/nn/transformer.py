@@ -80,6 +80,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         Raises:
             TypeError, ValueError: an argument of the wrong type, dtype or shape.
         """
+        _check_tensors(src, src_mask=src_mask, src_key_padding_mask=src_key_padding_mask)
         if src.is_nested:
             return _on_nested(self, self.self_attn.batch_first, src, src_mask, src_key_padding_mask)
         return self.run(src, self.batch(src, src_mask, src_key_padding_mask, is_causal))
@@ -223,6 +224,12 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         return total
 
 
+def _check_tensors(src: object, **masks: object) -> None:
+    for name, value in (("src", src), *masks.items()):
+        if not isinstance(value, Tensor) and (value is not None or name == "src"):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+
+
 def _probability(dropout: nn.Dropout) -> float:
     return dropout.p if dropout.training else 0.0
 
@@ -313,6 +320,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
             TypeError, ValueError: an argument of the wrong type, dtype or shape.
         """
         ignore = src_key_padding_mask
+        _check_tensors(src, mask=mask, src_key_padding_mask=ignore)
         batch_first = self.layers[0].self_attn.batch_first
         if src.is_nested:
             return _on_nested(self, batch_first, src, mask, ignore)
@@ -326,6 +334,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         if keep is None or not self._all_plain():
             batch = self.layers[0].batch(src, mask, ignore, causal)
             return self._zero_padding(self._norm(self._run(src, batch)), ignore, batch_first)
+        self.layers[0].self_attn._check(src, src, src)
         plan = packing.plan(keep)
         batch = Batch(None, None, causal, Masks(), plan, plan.rows)
         packed = packing.unpad(src if batch_first else src.transpose(0, 1), plan)

@@ -1,16 +1,37 @@
 """What explain knows of each public function: its room, what the choice depends on, remarks."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from bigkernels.ops.attention import api as attention
 from bigkernels.ops.ffn import api as ffn
 from bigkernels.ops.layer_norm import api as layer_norm
 
-FACTS: dict[str, tuple[str, Callable[..., Any], Callable[..., tuple[str, ...]]]] = {
-    "layer_norm": ("layer_norm", layer_norm.layer_norm_facts, layer_norm.notes),
-    "add_layer_norm": ("layer_norm", layer_norm.add_layer_norm_facts, layer_norm.notes),
-    "attention": ("attention", attention.attention_facts, attention.notes),
-    "varlen_attn": ("attention", attention.varlen_facts, attention.notes),
-    "ffn": ("ffn", ffn.ffn_facts, ffn.notes),
+
+class Entry(NamedTuple):
+    """One public function."""
+
+    function: Callable[..., Any]
+    room: str
+    facts: Callable[..., Any]
+    notes: Callable[..., tuple[str, ...]]
+
+
+FACTS = {
+    "layer_norm": Entry(
+        layer_norm.layer_norm, "layer_norm", layer_norm.layer_norm_facts, layer_norm.notes
+    ),
+    "add_layer_norm": Entry(
+        layer_norm.add_layer_norm, "layer_norm", layer_norm.add_layer_norm_facts, layer_norm.notes
+    ),
+    "attention": Entry(
+        attention.scaled_dot_product_attention,
+        "attention",
+        attention.attention_facts,
+        attention.notes,
+    ),
+    "varlen_attn": Entry(
+        attention.varlen_attn, "attention", attention.varlen_facts, attention.notes
+    ),
+    "ffn": Entry(ffn.feed_forward, "ffn", ffn.ffn_facts, ffn.notes),
 }

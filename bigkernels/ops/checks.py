@@ -36,7 +36,7 @@ def check_like(name: str, value: object, x_name: str, x: Tensor, *dtypes: torch.
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype != x.dtype and value.dtype not in dtypes:
-        allowed = " or ".join(str(d) for d in (x.dtype, *dtypes))
+        allowed = " or ".join(str(d) for d in dict.fromkeys((x.dtype, *dtypes)))
         raise TypeError(f"{name}: dtype {value.dtype}, expected {allowed} ({x_name} is {x.dtype})")
     if value.device != x.device:
         raise ValueError(f"{name}: device {value.device}, but {x_name} is on {x.device}")

@@ -77,7 +77,9 @@ def _check_sizes(
         raise ValueError(
             f"key: shape {tuple(ks)}, expected the last dimension of query {tuple(qs)}, at least 1"
         )
-    if ks[length_dim] != vs[length_dim] or vs[-1] == 0:
+    if vs[-1] == 0:
+        raise ValueError(f"value: shape {tuple(vs)}, expected a last dimension of at least 1")
+    if ks[length_dim] != vs[length_dim]:
         raise ValueError(f"value: shape {tuple(vs)}, expected as many positions as key {tuple(ks)}")
     heads, kv = qs[heads_dim], ks[heads_dim]
     if heads == 0:

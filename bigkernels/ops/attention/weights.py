@@ -11,6 +11,8 @@ from torch import Tensor
 from bigkernels.ops import checks
 from bigkernels.ops.attention import arguments, contract, reference
 
+_OPTIONS = {"key_lengths", "window", "causal_alignment", "softcap", "alibi_slopes", "sinks"}
+
 
 def attention_weights(
     query: Tensor,
@@ -32,7 +34,7 @@ def attention_weights(
         lse: (B, H, Lq), from ``return_lse=True``.
         queries: positions to return, default all: memory is O(len(queries) * Lk).
         heads: heads to return, default all.
-        options: key_lengths, window, causal_alignment, softcap, alibi_slopes as passed to the fused call.
+        options: key_lengths, window, causal_alignment, softcap, alibi_slopes, sinks as passed to the fused call.
 
     Returns:
         (B, len(heads), len(queries), Lk) in the dtype of lse; rows without keys are zero. Differentiable.
@@ -40,6 +42,8 @@ def attention_weights(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device; an index out of range.
     """
+    if unknown := options.keys() - _OPTIONS:
+        raise TypeError(f"attention_weights() got an unexpected keyword argument {min(unknown)!r}")
     call, leading = arguments.dense_call(
         query, key, key, attn_mask, 0.0, is_causal, scale, enable_gqa, **options
     )
