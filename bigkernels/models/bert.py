@@ -264,7 +264,9 @@ def initialize(model: nn.Module, config: BertConfig) -> None:
 
 
 class BertModel(nn.Module):
-    """Embeddings, encoder and pooler."""
+    """Embeddings, encoder and pooler. From transformers' ``stock``: ``model =
+    BertModel(BertConfig.from_transformers(stock.config)); model.load_state_dict(stock.state_dict())``.
+    """
 
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True) -> None:
         super().__init__()
