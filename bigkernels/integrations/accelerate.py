@@ -92,9 +92,9 @@ def _advice(model: nn.Module) -> str:
     found = {stock_class(m).__name__ for m in model.modules() if role_of(m) is not None}
     if found - {"LayerNorm"}:
         return ""
-    what = "Nothing but LayerNorm was replaced" if found else "Nothing was replaced"
+    rest = "but LayerNorm " if found else ""
     known = ", ".join(families.FAMILIES)
-    return f"{what}: no block of a known family was found ({known}). Build with bigkernels.nn or the functions."
+    return f"No block of a known family {rest}was found ({known}). Build with bigkernels.nn or the functions."
 
 
 def _readers(model: nn.Module) -> dict[str, str]:
