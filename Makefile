@@ -35,7 +35,7 @@ test: build
 
 test-full: build
 	$(RUN) -m pytest -q -m "full or not full" $(ARGS)
-	TRITON_INTERPRET=1 $(RUN) -m pytest -q -k interpreted $(ARGS)
+	TRITON_INTERPRET=1 $(RUN) -m pytest -q -k "interpreted or (test_ops and triton)" $(ARGS)
 
 # The CPU kernels again, as on machines without the newest instructions.
 test-isa: build

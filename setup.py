@@ -22,10 +22,10 @@ import toolchain  # noqa: E402
 
 OPS, CUDA = "_C.so", "libbigkernels_cuda.so"
 NATIVE = f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
-AVX2 = "-mavx2 -mfma -mf16c"
+# Without exceptions: a destructor or a frame to unwind would bring a weak symbol for them.
+AVX2 = "-mavx2 -mfma -mf16c -fno-exceptions"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq"
-# Without exceptions: a destructor, which releases the tiles, would bring a weak symbol for them.
-AMX = f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16 -fno-exceptions"
+AMX = f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16"
 FLAGS = {  # the only files that may use more than baseline x86-64, and the only OpenMP
     "csrc/isa/avx2.cpp": AVX2,
     "csrc/isa/avx512.cpp": AVX512,

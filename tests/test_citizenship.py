@@ -323,6 +323,11 @@ def test_a_layer_norm_over_nothing_gives_nothing():
         ours(x).sum().backward()
         assert x.grad is not None and ours.weight.grad is not None
         assert x.grad.shape == x.shape and ours.weight.grad.shape == shape
+    x, bias = torch.randn(3, 0, dtype=torch.float16), torch.randn(0, requires_grad=True)
+    out = bk.layer_norm(x, 0, None, bias)  # float32 beside 16 bits
+    assert out.shape == x.shape and out.dtype == x.dtype
+    out.sum().backward()
+    assert bias.grad is not None and bias.grad.dtype == bias.dtype
 
 
 class _Masked(nn.Module):

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import os
 import pathlib
 import re
 
@@ -49,6 +50,8 @@ def samples(name):
         pytest.skip("triton is not installed")
     if HAS_GPU and has_kernel(name, "CUDA"):
         device = "cuda"
+    elif backend == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("interpreted: only with TRITON_INTERPRET=1")
     elif has_kernel(name, "CPU") and backend != "cuda":
         device = "cpu"
     else:

@@ -232,6 +232,7 @@ def layer_norm(
     facts = _layer_norm_facts(x, weight, bias, n)
     name = backends.choose("layer_norm", facts, backend)
     if n == 0:  # nothing to normalize
+        weight, bias = (None if t is None else t.to(x.dtype) for t in (weight, bias))
         return torch.nn.functional.layer_norm(x, shape, weight, bias, eps)
     if name == "reference" or checks.through_reference():
         return reference.layer_norm(x, weight, bias, n, eps)
