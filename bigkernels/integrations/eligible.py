@@ -83,17 +83,22 @@ def refuse_shell(name: str, shell: nn.Module | None, owner: nn.Module) -> str | 
 
 def own_method(module: nn.Module) -> str | None:
     """A method of the model's class, other than forward, that was replaced on this instance, or None."""
-    methods = _methods(stock_class(module))  # type: ignore[arg-type]
-    if methods.isdisjoint(module.__dict__):
-        return None
-    return min(methods & module.__dict__.keys())
+    for name in _methods(stock_class(module)):
+        if name in module.__dict__:
+            return name
+    return None
 
 
-@functools.cache  # as many as the families' tables name
-def _methods(cls: type) -> frozenset[str]:
-    home = [c for c in cls.__mro__ if c.__module__ == cls.__module__]
-    names = {n for c in home for n, value in vars(c).items() if isinstance(value, FunctionType)}
-    return frozenset(names - {"forward"})
+_methods_of: dict[type, tuple[str, ...]] = {}  # as many as the families' tables name
+
+
+def _methods(cls: type) -> tuple[str, ...]:
+    found = _methods_of.get(cls)  # not functools.cache, past which torch.compile looks
+    if found is None:
+        home = [c for c in cls.__mro__ if c.__module__ == cls.__module__]
+        names = {n for c in home for n, value in vars(c).items() if isinstance(value, FunctionType)}
+        found = _methods_of[cls] = tuple(sorted(names - {"forward"}))
+    return found
 
 
 # The implementations that compute softmax(q k^T * scale + mask) v and nothing else.
