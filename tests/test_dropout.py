@@ -328,3 +328,21 @@ def test_a_seed_may_be_a_tensor(device):
             backend=device.backend,
         )[1]
         assert torch.equal((out != 0).cpu(), expected)
+
+
+def test_rows_of_any_bits_and_shape_are_words_on_every_backend():
+    x, rows = torch.ones(2, 64), torch.tensor([[-1, -(2**40) + 3]])
+
+    def kept(backend):
+        call = {"dropout_p": 0.5, "seed": 7, "rows": rows, "return_sum": True, "backend": backend}
+        return bk.add_layer_norm(x, torch.zeros_like(x), None, None, **call)[1]
+
+    assert torch.equal(kept("reference"), kept(None))
+    q, ends, one = torch.ones(1, 2, 8), torch.tensor([0, 1]), torch.tensor(5)
+    call = {"dropout_p": 0.5, "seed": 7}
+    results = [
+        bk.varlen_attn(q, q, q, ends, ends, 1, 1, rows=r, backend=b, **call)
+        for r in (one, one[None])
+        for b in ("reference", None)
+    ]
+    assert all(torch.equal(results[0], other) for other in results)

@@ -58,7 +58,7 @@ def row_positions(x: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
     """(b, i) of each row of x (..., N) as int64 (M,): sample and position as the user passed the batch."""
     if rows is not None:
         flat = rows.reshape(-1)
-        return flat >> 32, flat & _WORD
+        return flat >> 32 & _WORD, flat & _WORD
     length = x.shape[-2] if x.dim() > 1 else 1
     batch = x.shape[:-2].numel() if x.dim() > 2 else 1
     b = torch.arange(batch, device=x.device).repeat_interleave(length)

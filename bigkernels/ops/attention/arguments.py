@@ -248,6 +248,7 @@ def dense_call(
                 )
     if rows is not None:
         checks.check_rows(rows, q, q.shape[0] * q.shape[2])
+        rows = rows.reshape(-1)
     _check_extras(q, q.shape[1], softcap, alibi_slopes, sinks)
     call = Call(
         q, k, v, mask, key_lengths, None, None, -1, -1, _scale(scale, q.shape[-1]), causal, left, right,
@@ -303,6 +304,7 @@ def packed_call(
     checks.check_number("dropout_p", dropout_p, 0.0, 1.0)
     if rows is not None:
         checks.check_rows(rows, q, q.shape[0])
+        rows = rows.reshape(-1)
     _check_extras(q, q.shape[1], softcap, alibi_slopes, sinks)
     return Call(
         q, k, v, None, None, cu_seq_q, cu_seq_k, -1 if max_q is None else max_q, -1 if max_k is None else max_k,
