@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
-import importlib.util
 import json
 import pathlib
 import statistics
@@ -24,6 +22,8 @@ from collections.abc import Callable
 import gpu_cases
 import torch
 from gpu_cases import Case
+
+from bigkernels.cli.machine import versions
 
 # More than any L2: writing it leaves nothing of the previous sample behind.
 FLUSH_BYTES = 256 << 20
@@ -150,9 +150,7 @@ def machine(device: str) -> dict[str, object]:
     found: dict[str, object] = {
         "python": sys.version.split()[0],
         "torch": torch.__version__,
-        "triton": importlib.metadata.version("triton")
-        if importlib.util.find_spec("triton")
-        else None,
+        "triton": versions()["triton"],
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bigkernels.testing.timing import turned
+
 from . import cases
 from .peers import Peer
 
@@ -138,10 +140,7 @@ class Fleet:
             short = [i for i, a in enumerate(answers) if "refused" not in a and _kept(a) < rounds]
             if not short or (turn >= 2 and time.monotonic() - start > seconds):
                 break
-            # All of them run in every round, and another one begins each time.
-            shift = turn % len(answers)
-            order = list(range(len(answers)))
-            for i in order[shift:] + order[:shift]:
+            for i in turned(range(len(answers)), turn):
                 self._sample(i, answers[i], turn, state)
         for process in self.processes:
             process.ask(do="release")

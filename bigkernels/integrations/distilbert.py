@@ -94,10 +94,7 @@ def _block_forward(
 
 
 def _embeddings_refuse(embeddings: nn.Module) -> str | None:
-    own = eligible.own_method(embeddings)
-    if own is not None:
-        return f"it has a {own} of its own"
-    return eligible.refuse_children(embeddings, _EMBEDDINGS)
+    return eligible.refuse_parts(embeddings, _EMBEDDINGS)
 
 
 def _embeddings_forward(

@@ -181,6 +181,12 @@ def _steps(path: str) -> tuple[str, ...]:
     return tuple(path.split("."))
 
 
+def refuse_parts(module: nn.Module, children: Children) -> str | None:
+    """Why a block without containers cannot be computed from its children, or None."""
+    own = own_method(module)
+    return f"it has a {own} of its own" if own else refuse_children(module, children)
+
+
 def refuse_children(module: nn.Module, children: Children) -> str | None:
     """The first reason why one of the named submodules cannot be absorbed, or None."""
     for path, classes in children.items():

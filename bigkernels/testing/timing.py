@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 # A sample whose threads waited for a CPU for more than this share of it says nothing about the
 # code.
 WAIT_SHARE = 0.02
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,15 +76,19 @@ def interleave(
         missing = [name for name in names if len(kept[name]) < rounds]
         if not missing:
             break
-        # All of them run in every round, and another one begins each time.
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in turned(names, turn):
             seconds, quiet = sample(functions[name], calls[name], wait)
             (kept if quiet else disturbed)[name].append((turn, seconds))
     return {
         name: timing_of(kept[name] or disturbed[name], len(disturbed[name]), calls[name])
         for name in names
     }
+
+
+def turned(items: Sequence[T], turn: int) -> list[T]:
+    """The order of a round: all of them run in every one, and another one begins each time."""
+    shift = turn % len(items)
+    return [*items[shift:], *items[:shift]]
 
 
 def timing_of(samples: Sequence[tuple[int, float]], dropped: int, calls: int) -> Timing:

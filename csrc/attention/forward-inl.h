@@ -152,14 +152,12 @@ void forward_work(const AttentionCall& call, const WorkList& list, Work work, Ar
   const Sequence s = sequence_of(call, work.batch);
   const int64_t head_kv = work.head / (call.heads / call.heads_kv);
   const Range on = keys_on(call, s, work.head);
-  // The last queries first: with a causal mask they take longest.
-  const int64_t chunk = ceil_div(s.queries, list.chunk) - 1 - work.chunk;
-  const int64_t end = min_int(s.queries, (chunk + 1) * list.chunk);
+  const Range queries = queries_of(s, list, work);
   Range all = {on.end, 0};
   int64_t panels = 0;
-  for (int64_t i = chunk * list.chunk; i < end; ++panels) {
+  for (int64_t i = queries.begin; i < queries.end; ++panels) {
     ForwardPanel<V>& panel = room.panels[panels];
-    panel.queries = {i, min_int(end, i + kPanelVectors * V::kLanes)};
+    panel.queries = {i, min_int(queries.end, i + kPanelVectors * V::kLanes)};
     begin_panel<V, T>(call, s, work.head, on, &panel);
     all = {min_int(all.begin, panel.keys.begin), max_int(all.end, panel.keys.end)};
     i = panel.queries.end;

@@ -128,5 +128,11 @@ inline WorkList list_work(const AttentionCall& call, int64_t heads, bool by_keys
   return list;
 }
 
+// The queries of one unit of work, the last ones first: with a causal mask they take longest.
+inline Range queries_of(const Sequence& s, const WorkList& list, Work work) {
+  const int64_t chunk = ceil_div(s.queries, list.chunk) - 1 - work.chunk;
+  return {chunk * list.chunk, min_int(s.queries, (chunk + 1) * list.chunk)};
+}
+
 }  // namespace
 }  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE

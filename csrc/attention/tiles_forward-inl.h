@@ -161,14 +161,12 @@ inline void forward_tile_work(const AttentionCall& call, const WorkList& list, W
   const Sequence s = sequence_of(call, work.batch);
   const int64_t head_kv = work.head / (call.heads / call.heads_kv);
   const Range on = keys_on(call, s, work.head);
-  // The last queries first: with a causal mask they take longest.
-  const int64_t chunk = ceil_div(s.queries, list.chunk) - 1 - work.chunk;
-  const int64_t end = min_int(s.queries, (chunk + 1) * list.chunk);
+  const Range queries = queries_of(s, list, work);
   Range all = {on.end, 0};
   int64_t panels = 0;
-  for (int64_t i = chunk * list.chunk; i < end; i += kPairSide, ++panels) {
+  for (int64_t i = queries.begin; i < queries.end; i += kPairSide, ++panels) {
     TilePanel& panel = room.panels[panels];
-    panel.queries = {i, min_int(end, i + kPairSide)};
+    panel.queries = {i, min_int(queries.end, i + kPairSide)};
     begin_tile_panel(call, s, work.head, on, &panel);
     all = {min_int(all.begin, panel.keys.begin), max_int(all.end, panel.keys.end)};
   }

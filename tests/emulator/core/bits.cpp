@@ -71,20 +71,6 @@ struct ShiftRight {
 };
 
 template <typename T, typename Operation>
-void unary(Block&, Warp& warp, const Instruction& i, uint32_t mask) {
-  T* d = row<T>(warp, i.d);
-  const T* a = row<T>(warp, i.a);
-  for_lanes(mask, [=](int lane) { d[lane] = Operation::template of<T>(a[lane]); });
-}
-
-template <typename T, typename Operation>
-void binary(Block&, Warp& warp, const Instruction& i, uint32_t mask) {
-  T* d = row<T>(warp, i.d);
-  const T *a = row<T>(warp, i.a), *b = row<T>(warp, i.b);
-  for_lanes(mask, [=](int lane) { d[lane] = Operation::template of<T>(a[lane], b[lane]); });
-}
-
-template <typename T, typename Operation>
 void shift(Block&, Warp& warp, const Instruction& i, uint32_t mask) {
   T* d = row<T>(warp, i.d);
   const T* a = row<T>(warp, i.a);

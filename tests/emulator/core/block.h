@@ -204,4 +204,19 @@ inline __attribute__((always_inline)) void for_lanes(uint32_t mask, F f) {
   }
 }
 
+// d = Operation::of(a) and of(a, b), lane by lane.
+template <typename T, typename Operation>
+void unary(Block&, Warp& warp, const Instruction& i, uint32_t mask) {
+  T* d = row<T>(warp, i.d);
+  const T* a = row<T>(warp, i.a);
+  for_lanes(mask, [=](int lane) { d[lane] = Operation::template of<T>(a[lane]); });
+}
+
+template <typename T, typename Operation>
+void binary(Block&, Warp& warp, const Instruction& i, uint32_t mask) {
+  T* d = row<T>(warp, i.d);
+  const T *a = row<T>(warp, i.a), *b = row<T>(warp, i.b);
+  for_lanes(mask, [=](int lane) { d[lane] = Operation::template of<T>(a[lane], b[lane]); });
+}
+
 }  // namespace emulator
