@@ -1,73 +1,127 @@
 #!/usr/bin/env bash
-# Everything worth knowing from a machine with a GPU, in one command and at most 8 minutes:
-#   bash benchmarks/gpu.sh [OUT]      OUT: folder of the results, by default $OUT or gpu-results
-# Needs torch and Triton for CUDA, pytest; nvcc and ninja for the C++ kernels, compute-sanitizer for the
-# memory check, transformers for BERT: what is missing is reported and left out. Every step has its own
-# limit, so that one hang cannot eat the time of the others; OUT/summary.txt says how each ended.
+# Everything worth knowing from a machine with a GPU, in one command of two parts, each under 10 minutes:
+#   bash benchmarks/gpu.sh [--part 1|2] [--rehearse] [OUT]
+# Part 1 proves: build, smoke, conformance of the emulator, tests, compute-sanitizer, planted faults.
+# Part 2 times our kernels and their peers. Without --part both run, one after the other.
+# --rehearse runs the same steps on the emulated device of tests/emulator, with small shapes, on any
+# machine: it says that the steps work, nothing about speed.
+# OUT: folder of the results, by default $OUT or gpu-results: summary.txt, a log for each part, and JSON.
+# Needs torch and Triton for CUDA, pytest; nvcc and ninja for the C++ kernels, compute-sanitizer for its
+# checks, transformers for BERT: what is missing is reported and left out. Every step has its own limit,
+# so that one hang cannot eat the time of the others; the summary, shown last, says how each ended.
 #   PYTHON=python3.12    interpreter
 #   MAX_JOBS=16          parallel compilations
 set -uo pipefail
 cd "$(dirname "$0")/.."
+parts='1 2' device=cuda
+while [[ ${1:-} == --* ]]; do
+  case $1 in
+    --part) parts=$2 && shift ;;
+    --rehearse) device=emulated ;;
+    *) printf 'unknown option %s\n' "$1" >&2 && exit 2 ;;
+  esac
+  shift
+done
 OUT=$(mkdir -p "${1:-${OUT:-gpu-results}}" && cd "${1:-${OUT:-gpu-results}}" && pwd)
 PYTHON=${PYTHON:-python3}
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export PYTHON PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export MAX_JOBS=${MAX_JOBS:-$(nproc)}
 unset TRITON_INTERPRET
-failed=0
+failed=0 log=$OUT/part1.log
 : >"$OUT/summary.txt"
 
 say() { printf '%s\n' "$*" | tee -a "$OUT/summary.txt"; }
 
-# step NAME SECONDS COMMAND...: output to OUT/NAME.log, a line and, after a failure, its end to the summary.
+# step NAME SECONDS COMMAND...: output to the part's log; a line, and after a failure its end, to the summary.
 step() {
   local name=$1 limit=$2 start=$SECONDS status
   shift 2
-  timeout -k 5 "$limit" "$@" >"$OUT/$name.log" 2>&1
+  printf '\n== %s\n' "$name" >>"$log"
+  timeout -k 5 "$limit" "$@" >"$log.step" 2>&1
   status=$?
+  cat "$log.step" >>"$log"
   case $status in
     0) say "$name: ok, $((SECONDS - start)) s" ;;
     124 | 137) say "$name: stopped at its limit of $limit s" ;;
     *) say "$name: failed with status $status, $((SECONDS - start)) s" ;;
   esac
-  [ $status -eq 0 ] || { failed=1; tail -n 8 "$OUT/$name.log" | tee -a "$OUT/summary.txt"; }
+  [ $status -eq 0 ] || { failed=1; tail -n 8 "$log.step" | tee -a "$OUT/summary.txt"; }
   return $status
 }
+quote() { tail -n "$1" "$log.step" >>"$OUT/summary.txt"; }
 
 # shellcheck disable=SC2016
 machine='
-nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv
-nvcc --version | tail -n 2
-$PYTHON - <<END
-import sys, torch, triton
-print("python", sys.version.split()[0], "torch", torch.__version__, "triton", triton.__version__)
-assert torch.cuda.is_available(), "torch sees no CUDA device"
-print(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
-END'
-export PYTHON
-say "bigkernels $(git rev-parse --short HEAD 2>/dev/null || echo '(no git)') on $(date -u +%F)"
-if ! step machine 20 bash -c "$machine"; then
-  say 'nothing can be measured here'
-  exit 1
+if [ "$1" = cuda ]; then
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv || exit
 fi
-cat "$OUT/machine.log" >>"$OUT/summary.txt"
-
-step build 130 "$PYTHON" setup.py -q build_native --inplace
+command -v nvcc >/dev/null && nvcc --version | tail -n 2
+"$PYTHON" - "$1" <<END
+import importlib.util, sys, torch
+print("python", sys.version.split()[0], "torch", torch.__version__)
+if importlib.util.find_spec("triton"):
+    import triton
+    print("triton", triton.__version__)
+if sys.argv[1] == "cuda":
+    assert torch.cuda.is_available(), "torch sees no CUDA device"
+    print(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+END'
 
 # The project's pytest options name plugins that need not be here.
-pytest=("$PYTHON" -m pytest -o addopts= -q -m 'not full' -p no:cacheprovider)
+pytest=("$PYTHON" -m pytest -o addopts= -q -m 'not full' -p no:cacheprovider --maxfail=20)
 workers=()
-"$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n 8)
-step tests 130 "${pytest[@]}" "${workers[@]}" --maxfail=20 -rfEs -k cuda tests/test_layer_norm.py
-tail -n 3 "$OUT/tests.log" >>"$OUT/summary.txt"
-
-if command -v compute-sanitizer >/dev/null; then
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 step memcheck 50 compute-sanitizer --tool memcheck \
-    --error-exitcode 9 "${pytest[@]}" -k 'cuda and every_width and not triton' tests/test_layer_norm.py
-else
-  say 'memcheck: left out, compute-sanitizer is not on the PATH'
+"$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n "$((MAX_JOBS < 8 ? MAX_JOBS : 8))")
+rooms=(tests/test_layer_norm.py tests/test_attention.py tests/test_ffn.py)
+# Which tests: of a rehearsal a few, because an emulated kernel takes a thousand times as long.
+all=cuda some='cuda and every_width and not triton'
+if [ $device = emulated ]; then
+  all='emulated and (address or strides or neighbours) and f32'
+  some='emulated and every_width and f32'
 fi
 
-step peers 150 "$PYTHON" benchmarks/gpu_peers.py --seconds 135 --json "$OUT/peers.json"
-cat "$OUT/peers.log" >>"$OUT/summary.txt"
-say "all steps: $SECONDS s"
+prove() {
+  step smoke 40 "${pytest[@]}" -k "$device and dense" "${rooms[@]}"
+  step tests 150 "${pytest[@]}" "${workers[@]}" -rfEs -k "$all" "${rooms[@]}"
+  quote 3
+  if [ $device = emulated ]; then
+    step checks 60 "${pytest[@]}" -k "$some" "${rooms[@]}"
+  elif command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck synccheck initcheck; do
+      PYTORCH_NO_CUDA_MEMORY_CACHING=1 step $tool 45 compute-sanitizer --tool $tool \
+        --error-exitcode 9 "${pytest[@]}" -k "$some" "${rooms[@]}"
+    done
+  else
+    say 'memcheck, racecheck, synccheck, initcheck: left out, compute-sanitizer is not on the PATH'
+  fi
+}
+
+time_peers() {
+  local sizes=()
+  [ $device = emulated ] && sizes=(--smoke --no-compile)
+  step peers 400 "$PYTHON" benchmarks/gpu_peers.py --device $device "${sizes[@]}" --seconds 380 \
+    --json "$OUT/peers.json"
+  cat "$log.step" >>"$OUT/summary.txt"
+}
+
+say "bigkernels $(git rev-parse --short HEAD 2>/dev/null || echo '(no git)') on $(date -u +%F)"
+[ $device = emulated ] && say 'rehearsal on the emulated device: its times say nothing about a GPU'
+for part in $parts; do
+  log=$OUT/part$part.log start=$SECONDS
+  : >"$log"
+  if ! step machine 20 bash -c "$machine" machine $device; then
+    say 'nothing can be measured here'
+    failed=1
+    break
+  fi
+  quote 5
+  step build 130 "$PYTHON" setup.py -q build_native --inplace
+  case $part in
+    1) prove ;;
+    2) time_peers ;;
+  esac
+  say "part $part: $((SECONDS - start)) s"
+done
+rm -f "$OUT"/*.step
+printf '\n'
+cat "$OUT/summary.txt"
 exit $failed

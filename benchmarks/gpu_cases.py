@@ -34,7 +34,10 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
+    """device: where tensors live. ours: the backends of ours that are timed there."""
+
     device: str
+    ours: tuple[str, ...]
     smoke: bool
     compile: bool
 
@@ -118,7 +121,6 @@ def layer_norm(context: Context) -> Iterator[Case]:
     if context.smoke:
         shapes = [(4, 64)]
         compiled = {(4, 64)} if context.compile else set()
-    ours = ("cpu",) if context.device == "cpu" else ("cuda", "triton")
     for m, n in shapes:
         for dtype in (torch.bfloat16, torch.float32):
             for title, inputs, eager, mine in (
@@ -128,7 +130,7 @@ def layer_norm(context: Context) -> Iterator[Case]:
                 functions = {"eager": eager}
                 if (m, n) in compiled and dtype == torch.bfloat16:
                     functions["compile"] = eager
-                for backend in ours:
+                for backend in context.ours:
                     functions[f"bigkernels {backend}"] = functools.partial(mine, backend)
                 sizes = (m, n, dtype, inputs)
                 for name, function in functions.items():

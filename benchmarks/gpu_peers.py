@@ -5,19 +5,21 @@ median and the 10th and 90th percentile in microseconds, and what that is in TFL
 cannot run says why. Results are written as they come, so that a killed run keeps what it had.
 
 `--smoke` runs tiny shapes a few times on whatever device there is: it says that the script works, nothing
-about speed. `--list` only names the cases.
+about speed. `--device emulated` runs our GPU kernels in the emulator of tests/emulator and the peers on the
+CPU, for rehearsals. `--list` only names the cases.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import gpu_cases
 import torch
@@ -29,6 +31,8 @@ from bigkernels.cli.machine import versions
 FLUSH_BYTES = 256 << 20
 CASE_SECONDS = 0.4
 MOST_SAMPLES, FEWEST_SAMPLES = 50, 5
+# Of each device, the backends of ours that are timed on it.
+OURS = {"cuda": ("cuda", "triton"), "cpu": ("cpu",), "emulated": ("cuda", "triton")}
 
 
 @dataclasses.dataclass
@@ -169,7 +173,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=pathlib.Path, help="file for the results")
     parser.add_argument("--seconds", type=float, default=135.0, help="no case starts later")
     parser.add_argument("--groups", default=",".join(gpu_cases.GROUPS), help="comma-separated")
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--device", default="cuda", choices=tuple(OURS))
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, two samples")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
@@ -182,9 +186,29 @@ def arguments() -> argparse.Namespace:
     return chosen
 
 
+@contextlib.contextmanager
+def running(device: str) -> Iterator[None]:
+    """On the emulated device, forced GPU backends take CPU tensors."""
+    if device != "emulated":
+        yield
+        return
+    from tests.emulator.device import emulated, why_not
+
+    if reason := why_not("cuda") or why_not("triton"):
+        raise SystemExit(f"--device emulated: {reason}")
+    with emulated(90, "cuda"), emulated(90, "triton"):
+        yield
+
+
 def main() -> None:
     chosen = arguments()
-    context = gpu_cases.Context(chosen.device, chosen.smoke, not chosen.no_compile)
+    with running(chosen.device):
+        measure(chosen)
+
+
+def measure(chosen: argparse.Namespace) -> None:
+    device = "cuda" if chosen.device == "cuda" else "cpu"
+    context = gpu_cases.Context(device, OURS[chosen.device], chosen.smoke, not chosen.no_compile)
     cases = [
         case for group in chosen.groups.split(",") for case in gpu_cases.GROUPS[group](context)
     ]
@@ -192,8 +216,9 @@ def main() -> None:
     if chosen.list:
         print("\n".join(f"{c.group:<18}{c.name:<30}{c.shape:<24}{c.dtype}" for c in cases))
         return
-    clock = Clock(chosen.device, chosen.smoke)
-    record = {"machine": machine(chosen.device), "smoke": chosen.smoke, "results": []}
+    clock = Clock(device, chosen.smoke)
+    found = machine(device)
+    record = {"device": chosen.device, "machine": found, "smoke": chosen.smoke, "results": []}
     start = time.monotonic()
     for case in cases:
         if time.monotonic() - start > chosen.seconds:

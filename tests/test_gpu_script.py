@@ -9,8 +9,18 @@ import sys
 import pytest
 import torch
 
+from tests.emulator.device import why_not
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable}
+
+
+REASON = (
+    why_not("cuda")
+    or why_not("triton")
+    or ("there is a GPU here" if torch.cuda.is_available() else None)
+)
+rehearses = pytest.mark.skipif(REASON is not None, reason=f"emulated: {REASON}")
 
 
 def peers(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -32,6 +42,7 @@ def test_the_script_times_what_runs_and_says_why_the_rest_does_not(tmp_path) -> 
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert record["machine"]["torch"] == torch.__version__
+    assert record["device"] == "cpu"
     refused = {r["name"]: r["error"] for r in record["results"] if r["error"]}
     assert all("cudnn" in name or "efficient" in name for name in refused), refused
     assert all("No viable backend" in error for error in refused.values())
@@ -53,20 +64,66 @@ def test_no_case_starts_after_the_time_is_up(tmp_path) -> None:
     assert done.stdout.count("not run: out of time") == 5
 
 
+@rehearses
+def test_our_gpu_kernels_are_timed_on_the_emulated_device(tmp_path) -> None:
+    out = tmp_path / "peers.json"
+    groups = "layer_norm"
+    done = peers(
+        "--smoke", "--device", "emulated", "--no-compile", "--groups", groups, "--json", str(out)
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["device"] == "emulated"
+    assert [r["name"] for r in record["results"] if r["error"]] == []
+    names = {r["name"] for r in record["results"]}
+    assert {"bigkernels cuda backward", "bigkernels triton backward", "eager backward"} <= names
+
+
+def script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "benchmarks/gpu.sh", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_gpu_script_says_what_is_missing(tmp_path) -> None:
-    done = subprocess.run(
-        ["bash", "benchmarks/gpu.sh", str(tmp_path)],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
+    done = script(str(tmp_path))
     assert done.returncode == 1
     summary = (tmp_path / "summary.txt").read_text()
     assert "machine: failed" in summary
     assert "nothing can be measured here" in summary
     assert len(list(tmp_path.iterdir())) <= 8
+
+
+@rehearses
+@pytest.mark.parametrize("part", ["1", pytest.param("2", marks=pytest.mark.full)])
+def test_gpu_script_passes_its_rehearsal(part, tmp_path) -> None:
+    done = script("--part", part, "--rehearse", str(tmp_path))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    summary = (tmp_path / "summary.txt").read_text()
+    assert done.stdout.endswith(summary)
+    assert "times say nothing about a GPU" in summary
+    for step in ("machine", "build", "smoke", "tests", "checks") if part == "1" else ("peers",):
+        assert f"{step}: ok" in summary
+    assert f"part {part}: " in summary
+    files = list(tmp_path.iterdir())
+    assert len(files) <= 8 and all(file.stat().st_size < 16 << 20 for file in files)
+
+
+def test_no_part_of_the_script_can_pass_ten_minutes() -> None:
+    lines = (ROOT / "benchmarks" / "gpu.sh").read_text().splitlines()
+    limits = {1: 0, 2: 0}
+    part, loop = 0, 1
+    for line in map(str.strip, lines):
+        if line.startswith(("prove()", "time_peers()", "for part in")):
+            part = {"p": 1, "t": 2, "f": 0}[line[0]]
+        loop = 4 if line.startswith("for tool in") else 1 if line == "done" else loop
+        if line.startswith(("step ", "if ! step ", "PYTORCH_NO_CUDA")):
+            words = line.split()
+            limit = int(words[words.index("step") + 2])
+            for index in (part,) if part else (1, 2):
+                limits[index] += limit * loop
+    # The rehearsal's step stands in for those of the sanitizer.
+    assert 300 < limits[1] <= 600 and 300 < limits[2] <= 600, limits
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
