@@ -12,7 +12,7 @@ import pathlib
 
 import torch
 
-ROOMS = ("layer_norm", "attention", "ffn")
+ROOMS = ("layer_norm", "attention", "ffn", "encoder")
 
 LIBRARY = torch.library.Library("bigkernels", "FRAGMENT")
 

@@ -12,6 +12,9 @@ import torch
 
 from bigkernels import backends, library
 from bigkernels.ops.attention.contract import Facts as AttentionFacts
+from bigkernels.ops.encoder import api as encoder  # noqa: F401  registers its drawers
+from bigkernels.ops.encoder.contract import PRECISIONS
+from bigkernels.ops.encoder.contract import Facts as EncoderFacts
 from bigkernels.ops.ffn.contract import ACTIVATIONS
 from bigkernels.ops.ffn.contract import Facts as FfnFacts
 from bigkernels.ops.layer_norm.contract import Facts as LayerNormFacts
@@ -60,6 +63,20 @@ ROOMS = {
             "gated": (False, True),
             "dropout": (False, True),
             "needs_grad": (True, False),
+        },
+    ),
+    "encoder": (
+        EncoderFacts,
+        {
+            "dtype": DTYPES,
+            "precision": PRECISIONS,
+            "activation": ACTIVATIONS,
+            "norm_first": (False, True),
+            "causal": (False, True),
+            "width": (768, 100),
+            "hidden": (3072, 100),
+            "head_dim": (64, 20),
+            "needs_grad": (False, True),
         },
     ),
 }

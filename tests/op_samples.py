@@ -8,6 +8,8 @@ import itertools
 
 import torch
 
+from bigkernels.ops.encoder.contract import PARTS
+
 
 def _draw(device, *shapes, dtype=torch.float32):
     return [torch.randn(shape, device=device, dtype=dtype) for shape in shapes]
@@ -138,6 +140,39 @@ def ffn_backward(device, forward):
     return found
 
 
+def encoder_fingerprint(device, forward):
+    parts = [t for _ in range(2) for name, t in _encoder_layer(device)]
+    return [(parts,), (parts[:1],)]
+
+
+def _encoder_layer(device):
+    found = []
+    for name in PARTS:
+        shape = {"up.weight": (12, 8), "up.bias": (12,), "down.weight": (8, 12)}.get(name)
+        matrix = name.endswith("weight") and "norm" not in name
+        found.append((name, *_draw(device, shape or ((8, 8) if matrix else (8,)))))
+    return found
+
+
+def encoder_pack(device, forward):
+    parts = [t for _ in range(2) for name, t in _encoder_layer(device)]
+    bare = [t if t.dim() == 2 else t[:0] for t in parts[:16]]
+    return [(parts, 2, 2, "float32"), (bare, 1, 4, "float32")]
+
+
+def encoder_forward(device, forward):
+    x = torch.randn(5, 8, device=device)
+    starts = torch.tensor([0, 2, 5], device=device)
+    found = []
+    for arguments in encoder_pack(device, forward):
+        packed = torch.ops.bigkernels.encoder_pack_cpu(*arguments)
+        _, layers, heads, precision = arguments
+        common = (packed, layers, heads, 12, 1e-5)
+        found.append((x, starts, -1, *common, "gelu", False, False, precision))
+        found.append((x.bfloat16(), starts.int(), 3, *common, "relu", True, True, precision))
+    return found
+
+
 def philox_seed(device, forward):
     return [(torch.empty(3, device=device),)]
 
@@ -154,6 +189,9 @@ SAMPLES = {
         attention_backward,
         ffn_forward,
         ffn_backward,
+        encoder_pack,
+        encoder_forward,
+        encoder_fingerprint,
         philox_seed,
     )
 }

@@ -7,6 +7,21 @@
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 
+// Calls run.template operator()<activation>().
+template <class F>
+inline void visit_activation(FfnActivation activation, const F& run) {
+  switch (activation) {
+    case FfnActivation::kGelu:
+      return run.template operator()<FfnActivation::kGelu>();
+    case FfnActivation::kGeluTanh:
+      return run.template operator()<FfnActivation::kGeluTanh>();
+    case FfnActivation::kRelu:
+      return run.template operator()<FfnActivation::kRelu>();
+    case FfnActivation::kSilu:
+      return run.template operator()<FfnActivation::kSilu>();
+  }
+}
+
 template <class V>
 struct Activated {
   V value, slope;

@@ -264,16 +264,7 @@ void run_ffn(const Params& params) {
     if (params.gate.data != nullptr) return Pass<T, kActivation, true>::run(params);
     Pass<T, kActivation, false>::run(params);
   };
-  switch (params.activation) {
-    case FfnActivation::kGelu:
-      return run.template operator()<FfnActivation::kGelu>();
-    case FfnActivation::kGeluTanh:
-      return run.template operator()<FfnActivation::kGeluTanh>();
-    case FfnActivation::kRelu:
-      return run.template operator()<FfnActivation::kRelu>();
-    case FfnActivation::kSilu:
-      return run.template operator()<FfnActivation::kSilu>();
-  }
+  visit_activation(params.activation, run);
 }
 
 void ffn_forward(const FfnForwardParams& params) {

@@ -2,6 +2,7 @@
 #include "attention/cpu-inl.h"
 #include "common/cpu/parts-inl.h"
 #include "common/cpu/simd.h"
+#include "encoder/cpu-inl.h"
 #include "ffn/cpu-inl.h"
 #include "isa/table.h"
 #include "layer_norm/cpu-inl.h"
@@ -15,6 +16,7 @@ extern const KernelTable kKernels = {
     {layer_norm_forward, layer_norm_backward},
     {attention_forward_scratch, attention_forward, attention_backward_scratch, attention_backward},
     {ffn_forward, ffn_backward, ffn_column_sums},
+    {encoder_serves, encoder_pack, encoder_workspace, encoder_forward},
 };
 
 }  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE

@@ -4,6 +4,7 @@
 
 #include "attention/attention.h"
 #include "common/cpu/parts.h"
+#include "encoder/encoder.h"
 #include "ffn/ffn.h"
 #include "layer_norm/layer_norm.h"
 
@@ -16,6 +17,7 @@ struct KernelTable {
   LayerNormKernels layer_norm;
   AttentionKernels attention;
   FfnKernels ffn;
+  EncoderKernels encoder;
 };
 
 namespace scalar {

@@ -1,0 +1,124 @@
+// Products of float32 rows with weights packed beforehand, in vector registers.
+//
+// A weight (N, K) is packed as [N / kPanelWidth][K][kPanelWidth], columns past N zero: y = x W^T
+// walks each panel linearly. Weights may be bfloat16, which are widened as they are loaded.
+#pragma once
+
+#include "common/cpu/simd.h"
+#include "common/cpu/team.h"
+
+namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
+namespace {
+
+constexpr int kPanelParts = 2;  // vectors of a panel
+constexpr int64_t kPanelWidth = kPanelParts * Vec::kLanes;
+// Rows of a block of sums: with a panel's vectors and one of x they fill the registers.
+constexpr int kPanelRows = Vec::kLanes == 16 ? 14 : 6;
+// Steps summed in one chain; longer sums are sums of those, which loses fewer bits.
+constexpr int64_t kPanelChain = 256;
+
+// Rows of packed weights or of x that one unit of work may take: they stay in the second-level
+// cache.
+constexpr int64_t kCachedBytes = int64_t{1} << 20;
+
+// sums (kRows, kPanelWidth) = rows of x, x_row floats apart, times a panel.
+template <int kRows, class W>
+__attribute__((noinline)) void multiply_rows(const float* x, int64_t x_row, const W* panel,
+                                             int64_t depth, float* sums) {
+  constexpr int64_t kAhead = 8;
+  for (int64_t begin = 0; begin < depth; begin += kPanelChain) {
+    const int64_t end = min_int(depth, begin + kPanelChain);
+    Vec sum[kRows][kPanelParts];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kPanelParts; ++v) sum[r][v] = Vec::zero();
+    }
+    for (int64_t k = begin; k < end; ++k, panel += kPanelWidth) {
+      Vec right[kPanelParts];
+#pragma GCC unroll 2
+      for (int v = 0; v < kPanelParts; ++v) right[v] = Vec::load(panel + v * Vec::kLanes);
+      __builtin_prefetch(panel + kAhead * kPanelWidth);
+      if constexpr (kPanelWidth * sizeof(W) > 64)
+        __builtin_prefetch(panel + kAhead * kPanelWidth + Vec::kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const Vec left = Vec::broadcast(x[r * x_row + k]);
+#pragma GCC unroll 2
+        for (int v = 0; v < kPanelParts; ++v) sum[r][v] = fma(left, right[v], sum[r][v]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kPanelParts; ++v) {
+        float* place = sums + r * kPanelWidth + v * Vec::kLanes;
+        store(place, begin > 0 ? Vec::load(place) + sum[r][v] : sum[r][v]);
+      }
+    }
+  }
+}
+
+template <class W>
+using MultiplyRows = void (*)(const float*, int64_t, const W*, int64_t, float*);
+
+template <class W>
+inline MultiplyRows<W> multiply_rows_of(int64_t rows) {
+  static constexpr MultiplyRows<W> kAll[] = {
+      multiply_rows<1, W>,  multiply_rows<2, W>,  multiply_rows<3, W>,  multiply_rows<4, W>,
+      multiply_rows<5, W>,  multiply_rows<6, W>,
+#if defined(__AVX512F__)
+      multiply_rows<7, W>,  multiply_rows<8, W>,  multiply_rows<9, W>,  multiply_rows<10, W>,
+      multiply_rows<11, W>, multiply_rows<12, W>, multiply_rows<13, W>, multiply_rows<14, W>,
+#endif
+  };
+  return kAll[rows - 1];
+}
+
+// How M rows are cut: groups of rows multiplied at once, as even as can be, and blocks of groups
+// that stay cached while all panels pass by.
+struct RowGroups {
+  int64_t rows, group;
+
+  explicit RowGroups(int64_t rows)
+      : rows(rows), group(ceil_div(rows, max_int(1, ceil_div(rows, kPanelRows)))) {}
+  int64_t count() const { return rows > 0 ? ceil_div(rows, group) : 0; }
+  int64_t rows_of(int64_t index) const { return min_int(group, rows - index * group); }
+};
+
+// The units of work of one product: (block of groups, panel), panels innermost.
+struct PanelWork {
+  int64_t groups, block, panels;  // groups in all, in a block
+
+  PanelWork(RowGroups rows, int64_t columns, int64_t depth)
+      : groups(rows.count()), panels(ceil_div(columns, kPanelWidth)) {
+    const int64_t bytes = rows.group * depth * static_cast<int64_t>(sizeof(float));
+    const int64_t most = max_int(1, kCachedBytes / max_int(1, bytes));
+    block = max_int(1, ceil_div(groups, max_int(1, ceil_div(groups, most))));
+  }
+  int64_t count() const { return ceil_div(groups, block) * panels; }
+};
+
+// One thread's share of y = x W^T. epilogue(row, column, sums) gets kPanelWidth sums of a row;
+// done(group) follows each group's share of a unit.
+template <class W, class E, class D>
+inline void multiply_panels(TeamMember member, RowGroups rows, const PanelWork& work,
+                            const float* x, int64_t x_row, const W* weight, int64_t depth,
+                            const E& epilogue, const D& done) {
+  alignas(64) float sums[kPanelRows * kPanelWidth];
+  for (int64_t unit = member.claim(); unit >= 0; unit = member.claim()) {
+    const int64_t first = unit / work.panels * work.block, panel = unit % work.panels;
+    const int64_t last = min_int(work.groups, first + work.block);
+    for (int64_t group = first; group < last; ++group) {
+      const int64_t row = group * rows.group, count = rows.rows_of(group);
+      multiply_rows_of<W>(count)(x + row * x_row, x_row, weight + panel * kPanelWidth * depth,
+                                 depth, sums);
+      for (int64_t r = 0; r < count; ++r)
+        epilogue(row + r, panel * kPanelWidth, sums + r * kPanelWidth);
+      done(group);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE

@@ -1,0 +1,112 @@
+// Packing of a module's weights for the products of this instruction set.
+#pragma once
+
+#include "common/cpu/panels.h"
+#include "common/cpu/threads.h"
+#include "encoder/rows-inl.h"
+
+namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
+namespace {
+
+// Places of a layer's tensors; contract.py names them. Biases follow their weights.
+constexpr int kProductTensors[kEncoderProducts] = {0, 6, 10, 12};
+constexpr int kNormTensors[kEncoderNorms] = {8, 14};
+
+// out[i] = tensor[begin + i] in float32, `missing` where the tensor is absent.
+inline void read_tensor(EncoderTensor tensor, int64_t begin, int64_t count, float missing,
+                        float* out) {
+  const BFloat16* narrow = static_cast<const BFloat16*>(tensor.data) + begin;
+  const float* plain = static_cast<const float*>(tensor.data) + begin;
+  traverse<Vec>(0, count, [&](int64_t c, auto extent) {
+    const Vec v = tensor.data == nullptr             ? Vec::broadcast(missing)
+                  : tensor.dtype == DType::kBFloat16 ? load<Vec>(narrow + c, extent)
+                                                     : load<Vec>(plain + c, extent);
+    store(out + c, v, extent);
+  });
+}
+
+// The matrix of one product of one layer: query, key and value follow each other.
+struct PackSource {
+  const EncoderTensor* tensors;  // of the layer
+  EncoderShape shape;
+  int product;
+
+  int64_t rows() const { return product_rows(shape, product); }
+  int64_t depth() const { return product_depth(shape, product); }
+  // Tensor and row of the matrix' row n.
+  const EncoderTensor* tensor_of(int64_t n, int64_t* row) const {
+    const int64_t part = product == kQueryKeyValue ? n / shape.width : 0;
+    *row = n - part * shape.width;
+    return tensors + kProductTensors[product] + 2 * part;
+  }
+  // Rows past the end are 0.
+  void read_row(int64_t n, float* out) const {
+    int64_t row = 0;
+    if (n >= rows()) {
+      traverse<Vec>(0, depth(),
+                    [&](int64_t c, auto extent) { store(out + c, Vec::zero(), extent); });
+      return;
+    }
+    const EncoderTensor* tensor = tensor_of(n, &row);
+    read_tensor(*tensor, row * depth(), depth(), 0.0f, out);
+  }
+  void read_biases(float* out) const {
+    const int64_t padded = round_up(rows(), EncoderLayout::kBlock);
+    for (int64_t n = 0; n < padded; ++n) out[n] = 0.0f;
+    const int64_t parts = product == kQueryKeyValue ? 3 : 1, each = rows() / parts;
+    for (int64_t part = 0; part < parts; ++part) {
+      const EncoderTensor& bias = tensors[kProductTensors[product] + 2 * part + 1];
+      read_tensor(bias, 0, each, 0.0f, out + part * each);
+    }
+  }
+};
+
+// kPanelWidth rows of the matrix, from `begin` on, as a panel; room: as many floats.
+template <class W>
+void pack_vector_panel(const PackSource& source, int64_t begin, float* room, W* out) {
+  const int64_t depth = source.depth();
+  for (int64_t n = 0; n < kPanelWidth; ++n) source.read_row(begin + n, room + n * depth);
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t n = 0; n < kPanelWidth; ++n) {
+      from_float(room[n * depth + k], out + k * kPanelWidth + n);
+    }
+  }
+}
+
+// Biases and norms of layer i.
+inline void pack_rows(const EncoderPackParams& params, const EncoderLayout& layout, int64_t i) {
+  char* base = static_cast<char*>(params.out) + i * layout.bytes;
+  const EncoderTensor* tensors = params.tensors + i * kEncoderTensors;
+  const int64_t n = params.shape.width;
+  for (int which = 0; which < kEncoderNorms; ++which) {
+    float* out = reinterpret_cast<float*>(base + layout.norm[which]);
+    read_tensor(tensors[kNormTensors[which]], 0, n, 1.0f, out);
+    read_tensor(tensors[kNormTensors[which] + 1], 0, n, 0.0f,
+                out + round_up(n, EncoderLayout::kBlock));
+  }
+  for (int product = 0; product < kEncoderProducts; ++product) {
+    const PackSource source = {tensors, params.shape, product};
+    source.read_biases(reinterpret_cast<float*>(base + layout.bias[product]));
+  }
+}
+
+// Calls pack(source, panel, out, room) for every panel of `width` rows of every matrix; room: the
+// panel's rows in float32.
+template <class F>
+inline void for_each_panel(const EncoderPackParams& params, const EncoderLayout& layout,
+                           int64_t width, const F& pack) {
+  const int64_t layers = params.shape.layers;
+  parallel_tiles(params.num_threads, layers * kEncoderProducts, [&](int64_t tile, int) {
+    const int64_t layer = tile / kEncoderProducts;
+    const int product = static_cast<int>(tile % kEncoderProducts);
+    const PackSource source = {params.tensors + layer * kEncoderTensors, params.shape, product};
+    char* out = static_cast<char*>(params.out) + layer * layout.bytes + layout.weight[product];
+    float* room = static_cast<float*>(
+        __builtin_malloc(static_cast<size_t>(width * source.depth()) * sizeof(float)));
+    for (int64_t n = 0; n < source.rows(); n += width) pack(source, n, out, room);
+    __builtin_free(room);
+  });
+}
+
+}  // namespace
+}  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE
