@@ -25,7 +25,7 @@ SHELL := /bin/bash
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 ROOM_TESTS = $(wildcard tests/test_layer_norm*.py tests/test_attention*.py tests/test_ffn*.py)
 
-.PHONY: build test test-full test-isa test-abi lint format demo bench clean
+.PHONY: build test test-full test-isa test-abi static-gate sanitize lint format demo bench clean
 
 build: $(READY)
 	@$(RUN) setup.py -q build_native --inplace
@@ -41,6 +41,10 @@ test-full: build
 test-isa: build
 	BIGKERNELS_ISA=scalar $(RUN) -m pytest -q -k cpu $(ROOM_TESTS) $(ARGS)
 	BIGKERNELS_ISA=avx2 $(RUN) -m pytest -q -k cpu $(ROOM_TESTS) $(ARGS)
+
+# What the GPU compilers make of every shipped kernel, against tests/static/table.tsv; ARGS=--update writes it.
+static-gate: build
+	$(RUN) -m tests.static $(ARGS)
 
 # One binary for every torch: the libraries built here, loaded by the oldest supported torch.
 test-abi: build .venv-abi/.ready

@@ -1,11 +1,12 @@
 """What the GPU compilers made of the kernels, read from their output on a machine without a GPU.
 
 None of this runs a kernel: it says that every shipped configuration compiles, keeps its values in
-registers, and moves rows in 128-bit pieces.
+registers, and is as tests/static/table.tsv says.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,7 +16,9 @@ import sys
 
 import pytest
 
-from tests.static import resources
+from bigkernels import backends, library
+from tests.static import occupancy, resources, row
+from tests.static.cuda_kernels import short_name
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 needs_tools = pytest.mark.skipif(
@@ -24,47 +27,90 @@ needs_tools = pytest.mark.skipif(
 )
 
 
-def compile_triton(room: str, archs: str, widths: str, dtypes: str) -> list[dict[str, object]]:
-    pytest.importorskip("triton", reason="triton is not installed")
-    script = ROOT / "tests" / "static" / f"triton_{room}.py"
+def gate(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(
-        [sys.executable, str(script), archs, widths, dtypes],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return list(json.loads(done.stdout))
-
-
-def check_triton(kernels: list[dict[str, object]], expected: int) -> None:
-    assert len(kernels) == expected
-    for kernel in kernels:
-        assert kernel["stack"] == kernel["local"] == kernel["spills"] == 0, kernel
-        instructions = kernel["instructions"]
-        assert isinstance(instructions, dict)
-        assert instructions.get("LDG.128", 0) > 0, kernel
-        if kernel["kernel"] != "column_sum":
-            assert instructions.get("STG.128", 0) > 0, kernel
+    command = [sys.executable, "-m", "tests.static", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @needs_tools
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_triton_layer_norm_does_not_spill_on_hopper(dtype: str) -> None:
-    kernels = compile_triton("layer_norm", "90", "64,1024,8192", dtype)
-    check_triton(kernels, 3 * 5)
+def test_every_shipped_configuration_is_as_the_table_says() -> None:
+    done = gate()
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+@needs_tools
+def test_what_is_compiled_again_is_as_the_table_says() -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    done = gate(
+        "--all", "--only", "^triton layer_norm (add_layer_norm_backward 1024 bf16|column_sum)"
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "6 configurations, 6 compiled, 0 faults, 0 differ" in done.stdout
 
 
 @pytest.mark.full
 @needs_tools
-@pytest.mark.parametrize("arch", ["80", "90"])
-def test_no_triton_layer_norm_configuration_spills(arch: str) -> None:
-    widths = ",".join(str(1 << power) for power in range(4, 14))
-    kernels = compile_triton("layer_norm", arch, widths, "fp16,bf16,fp32")
-    check_triton(kernels, 10 * (4 * 3 + 1))
+def test_all_of_it_compiled_again_is_as_the_table_says() -> None:
+    done = gate("--all")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+def test_every_triton_drawer_has_its_configurations() -> None:
+    for room in library.ROOMS:
+        if (room, "triton") in backends._DRAWERS:
+            assert (ROOT / "tests" / "static" / f"triton_{room}.py").exists(), room
+            assert any(kernel.startswith(f"triton {room} ") for kernel, _ in row.load()), room
+
+
+def test_the_table_covers_every_architecture_of_a_kernel() -> None:
+    table = row.load()
+    wanted = {"triton": {"sm_80", "sm_90", "gfx942"}, "cuda": {"sm_80", "sm_90a"}}
+    for kernel in {kernel for kernel, _ in table}:
+        assert {arch for name, arch in table if name == kernel} == wanted[kernel.split()[0]], kernel
+    assert all(r.blocks > 0 and r.instructions > 0 for r in table.values())
+
+
+def test_a_difference_names_the_field_and_a_new_digest_is_none() -> None:
+    one = next(iter(row.load().values()))
+    assert one.differences(dataclasses.replace(one, digest="other")) == []
+    more = dataclasses.replace(one, registers=one.registers + 8)
+    assert one.differences(more) == [f"registers {one.registers} -> {one.registers + 8}"]
+
+
+def test_code_that_spills_is_a_fault_whatever_the_table_says() -> None:
+    assert resources.Resources(32, 0, 0, 0, {"MOV": 3}).faults() == []
+    assert resources.Resources(255, 8, 0, 0, {"STL": 2, "LDL": 1}).faults() == [
+        "8 stack bytes",
+        "3 spills",
+    ]
+
+
+# Of the CUDA occupancy calculator: architecture, warps, registers, bytes of shared memory, blocks.
+OCCUPANCY = (
+    ("80", 4, 32, 0, 16),
+    ("80", 4, 128, 0, 4),
+    ("80", 4, 255, 0, 2),
+    ("80", 8, 64, 48 * 1024, 3),
+    ("90", 8, 64, 48 * 1024, 4),
+    ("90", 32, 64, 0, 1),
+    ("90", 12, 168, 227 * 1024, 1),
+    ("90", 1, 16, 0, 32),
+)
+
+
+@pytest.mark.parametrize(("arch", "warps", "registers", "shared", "blocks"), OCCUPANCY)
+def test_occupancy_is_the_calculator_s(arch, warps, registers, shared, blocks) -> None:
+    assert occupancy.cuda(arch, warps, registers, shared) == blocks
+
+
+def test_kernels_are_named_without_their_file_s_hash() -> None:
+    space = "_ZN10bigkernels4cuda48_GLOBAL__N__6446ffc5_15_cuda_forward_cu_4e06b0fd"
+    name = f"{space}30layer_norm_forward_kernel_warpIfLi4ELb1EEEvNS0_22LayerNormForwardParamsE"
+    assert short_name(name) == "layer_norm_forward_kernel_warp IfLi4ELb1EE"
+    name = f"{space}28layer_norm_column_sum_kernelENS0_23LayerNormBackwardParamsEl"
+    assert short_name(name) == "layer_norm_column_sum_kernel"
 
 
 CUDA_LIBRARY = ROOT / "bigkernels" / "libbigkernels_cuda.so"

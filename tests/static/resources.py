@@ -24,6 +24,21 @@ class Resources:
     def spills(self) -> int:
         return self.instructions.get("LDL", 0) + self.instructions.get("STL", 0)
 
+    def total(self) -> int:
+        """Instructions: counts by width come on top of their opcodes'."""
+        widths = re.compile(r"\w+\.\d+|LDG|STG|HMMA")
+        hip = any(name.startswith(("v_", "s_")) for name in self.instructions)
+        return sum(
+            count
+            for name, count in self.instructions.items()
+            if not (widths.fullmatch(name) if hip else "." in name)
+        )
+
+    def faults(self) -> list[str]:
+        """What no shipped kernel may do."""
+        counts = {"stack bytes": self.stack, "local bytes": self.local, "spills": self.spills()}
+        return [f"{count} {name}" for name, count in counts.items() if count]
+
 
 def find_tool(name: str) -> str | None:
     """cuobjdump or nvdisasm: the toolkit's, or the copy in Triton's wheel (the toolkit may lack them,
