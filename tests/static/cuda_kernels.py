@@ -97,7 +97,8 @@ def row(
     warps = -(-threads // 32)
     counts = collections.Counter(found.instructions)
     # From sm_90 on the system's share counts as static shared memory.
-    shared = found.shared - (occupancy.RESERVED if arch.startswith("sm_90") else 0)
+    counted = occupancy.RESERVED if arch.startswith("sm_90") else 0
+    shared = max(0, found.shared - counted)
     blocks = occupancy.cuda(arch.removeprefix("sm_"), warps, found.registers, shared)
     wide = {k: round(100 * counts[f"{k}.128"] / max(1, counts[k])) for k in ("LDG", "STG")}
     faults = found.faults()
