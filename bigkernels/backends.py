@@ -196,7 +196,7 @@ def explain(room: str, *args: Any, **kwargs: Any) -> Explanation:
     """What would serve ``room``'s public function for these arguments, and why not the others.
 
     Args:
-        room: "attention", "varlen_attn", "layer_norm", "add_layer_norm" or "ffn".
+        room: "attention", "varlen_attn", "layer_norm", "add_layer_norm", "ffn" or "embedding".
         args, kwargs: exactly the public function's arguments.
 
     Raises:

@@ -12,7 +12,7 @@ import pathlib
 
 import torch
 
-ROOMS = ("layer_norm", "attention", "ffn", "encoder")
+ROOMS = ("layer_norm", "attention", "ffn", "encoder", "embedding")
 
 LIBRARY = torch.library.Library("bigkernels", "FRAGMENT")
 

@@ -8,8 +8,6 @@
 namespace bigkernels {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
 // The tensors of a call, kept alive (a copy where the kernels need another layout), and the call.
 class Arguments {
  public:

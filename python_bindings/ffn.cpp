@@ -10,8 +10,6 @@
 namespace bigkernels {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
 // The products reach torch below autograd and autocast; this keeps the copies inside them there.
 class NoGrad {
  public:

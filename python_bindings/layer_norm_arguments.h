@@ -7,25 +7,6 @@
 
 namespace bigkernels {
 
-using OptionalTensor = std::optional<Tensor>;
-
-// A vector of parameters, kept alive for the call.
-struct Parameter {
-  std::optional<Tensor> tensor;
-  ParameterRow row;
-
-  Parameter(const OptionalTensor& given, const char* name, int64_t columns, DType dtype)
-      : row{nullptr, statistics_dtype(dtype)} {
-    if (!given.has_value()) return;
-    tensor = dense(*given);
-    row = {tensor->const_data_ptr(), dtype_of(*tensor)};
-    STD_TORCH_CHECK(tensor->numel() == columns, name, ": ", tensor->numel(), " elements, expected ",
-                    columns);
-    STD_TORCH_CHECK(row.dtype == dtype || row.dtype == DType::kFloat32, name,
-                    ": expected the dtype of x or float32");
-  }
-};
-
 inline void check_rows(const Tensor& x, int64_t columns) {
   STD_TORCH_CHECK(columns > 0 && x.numel() % columns == 0, "layer_norm: ", x.numel(),
                   " elements are not rows of ", columns);

@@ -14,12 +14,14 @@
 
 #include "common/dtype.h"
 #include "common/math.h"
+#include "common/parameter_row.h"
 #include "common/row_dropout.h"
 
 namespace bigkernels {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 
 inline DType dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -169,6 +171,23 @@ inline Rows rows_of(const Tensor& tensor, int64_t length) {
   }
   return {tensor, count, row_stride};
 }
+
+// A vector of parameters, kept alive for the call.
+struct Parameter {
+  std::optional<Tensor> tensor;
+  ParameterRow row;
+
+  Parameter(const OptionalTensor& given, const char* name, int64_t columns, DType dtype)
+      : row{nullptr, statistics_dtype(dtype)} {
+    if (!given.has_value()) return;
+    tensor = dense(*given);
+    row = {tensor->const_data_ptr(), dtype_of(*tensor)};
+    STD_TORCH_CHECK(tensor->numel() == columns, name, ": ", tensor->numel(), " elements, expected ",
+                    columns);
+    STD_TORCH_CHECK(row.dtype == dtype || row.dtype == DType::kFloat32, name,
+                    ": expected the dtype of x or float32");
+  }
+};
 
 // Row positions for dropout: kept alive for the call.
 struct Positions {

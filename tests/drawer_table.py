@@ -12,6 +12,7 @@ import torch
 
 from bigkernels import backends, library
 from bigkernels.ops.attention.contract import Facts as AttentionFacts
+from bigkernels.ops.embedding.contract import Facts as EmbeddingFacts
 from bigkernels.ops.encoder import api as encoder  # noqa: F401  registers its drawers
 from bigkernels.ops.encoder.contract import PRECISIONS
 from bigkernels.ops.encoder.contract import Facts as EncoderFacts
@@ -77,6 +78,18 @@ ROOMS = {
             "hidden": (3072, 100),
             "head_dim": (64, 20),
             "needs_grad": (False, True),
+        },
+    ),
+    "embedding": (
+        EmbeddingFacts,
+        {
+            "dtype": DTYPES,
+            "weight_dtype": (torch.float32, None),
+            "n": (768, 1, 31, 4096, 65536),
+            "position": (True, False),
+            "types": (True, False),
+            "dropout": (False, True),
+            "needs_grad": (True, False),
         },
     ),
 }

@@ -173,6 +173,33 @@ def encoder_forward(device, forward):
     return found
 
 
+def embedding_forward(device, forward):
+    word, position, types, weight, bias = _draw(device, (9, 8), (6, 8), (2, 8), (8,), (8,))
+    ids = torch.tensor([[1, 8, 1], [0, 3, 8]], device=device)
+    places = torch.arange(3, device=device).expand(2, 3)
+    rows = torch.arange(6, device=device)
+    off, drop = (0.0, None, None, None), (0.3, *_seed(device))
+    half = [t.half() for t in (word, position, types)]
+    return [
+        (ids, word, places, position, ids % 2, types, weight, bias, 1e-5, *off),
+        (ids, word, None, None, None, types, None, None, 1e-5, *drop, None),
+        (ids.flatten(), word, None, None, None, None, weight, None, 1e-5, *drop, rows),
+        (ids, half[0], places, half[1], None, half[2], weight, bias, 0.1, *off),
+        (ids[:0], word, places[:0], position, None, None, weight, bias, 1e-5, *off),
+    ]
+
+
+def embedding_backward(device, forward):
+    found = []
+    for *given, bias, eps, p, seed, offset, rows in embedding_forward(device, forward):
+        out, mean, rstd = forward(*given, bias, eps, p, seed, offset, rows)
+        there = [t is not None for t in (given[1], given[3], given[5], given[6], bias)]
+        for needs in (there, [True, *[False] * 4]):
+            saved = (torch.randn_like(out), mean, rstd, *given)
+            found.append((*saved, 1, -1, p, seed, offset, rows, *needs))
+    return found
+
+
 def philox_seed(device, forward):
     return [(torch.empty(3, device=device),)]
 
@@ -192,6 +219,8 @@ SAMPLES = {
         encoder_pack,
         encoder_forward,
         encoder_fingerprint,
+        embedding_forward,
+        embedding_backward,
         philox_seed,
     )
 }

@@ -14,6 +14,7 @@ from bigkernels.integrations import eligible
 from bigkernels.integrations.packing import Plan
 from bigkernels.integrations.twins import Role
 from bigkernels.ops.attention.api import scaled_dot_product_attention, varlen_attn
+from bigkernels.ops.embedding.api import embedding
 from bigkernels.ops.ffn.api import feed_forward
 from bigkernels.ops.layer_norm.api import add_layer_norm
 
@@ -206,10 +207,12 @@ def _embeddings_forward(
             inputs_embeds,
             past_key_values_length,
         )
-    words = embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
     types = embeddings.token_type_embeddings
     if token_type_ids is None:
         token_type_ids = _default_types(embeddings, position_ids)
+    if inputs_embeds is None and one_dtype(embeddings):
+        return embed(embeddings, input_ids, position_ids, types, token_type_ids, bigkernels_plan)
+    words = embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
     # One row, broadcast, where every token is of type 0.
     words = words + (types.weight[0] if token_type_ids is None else types(token_type_ids))
     norm, rows = embeddings.LayerNorm, bigkernels_plan.rows
@@ -217,6 +220,44 @@ def _embeddings_forward(
         words, embeddings.position_embeddings(position_ids), norm.weight, norm.bias, norm.eps
     )
     return drop(out, rate(embeddings.dropout), rows)
+
+
+def one_dtype(embeddings: Any) -> bool:
+    """Whether all tables have the words' dtype, which the sum then has too."""
+    tables = [m.weight.dtype for m in embeddings._modules.values() if isinstance(m, nn.Embedding)]
+    return tables.count(tables[0]) == len(tables)
+
+
+def embed(
+    embeddings: Any,
+    ids: Tensor | None,  # (1, T)
+    position_ids: Tensor | None,  # (1, T)
+    types: Any,
+    type_ids: Tensor | None,  # (1, T); None: 0
+    plan: Plan,
+) -> Tensor:
+    """The sum of the embeddings' tables, LayerNorm and dropout for packed tokens, (1, T, E)."""
+    assert ids is not None
+    words, places, norm = (
+        embeddings.word_embeddings,
+        embeddings.position_embeddings,
+        embeddings.LayerNorm,
+    )
+    return embedding(
+        ids,
+        words.weight,
+        places.weight,
+        None if types is None else types.weight,
+        norm.weight,
+        norm.bias,
+        norm.eps,
+        position_ids=position_ids,
+        type_ids=type_ids,
+        padding_idx=words.padding_idx,
+        position_padding_idx=places.padding_idx,
+        dropout_p=rate(embeddings.dropout),
+        rows=plan.rows,
+    )
 
 
 def _default_types(embeddings: Any, position_ids: Tensor | None) -> Tensor | None:

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bigkernels.integrations import eligible
-from bigkernels.integrations.bert import attend, drop, rate, readable_mask, records_attentions
+from bigkernels.integrations.bert import (
+    attend,
+    drop,
+    embed,
+    one_dtype,
+    rate,
+    readable_mask,
+    records_attentions,
+)
 from bigkernels.integrations.packing import Plan
 from bigkernels.integrations.twins import Role
 from bigkernels.ops.ffn.api import feed_forward
@@ -108,6 +116,8 @@ def _embeddings_forward(
 ) -> Tensor:
     if bigkernels_plan is None:
         return stock(embeddings, input_ids, inputs_embeds, position_ids)  # type: ignore[no-any-return]
+    if inputs_embeds is None and one_dtype(embeddings):
+        return embed(embeddings, input_ids, position_ids, None, None, bigkernels_plan)
     words = embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
     norm = embeddings.LayerNorm
     out = add_layer_norm(

@@ -59,6 +59,10 @@ def refuse_child(name: str, child: nn.Module, classes: frozenset[type[nn.Module]
         return f"{name} has a forward of its own"
     if isinstance(child, nn.LayerNorm) and len(child.normalized_shape) != 1:
         return f"{name} is over {len(child.normalized_shape)} dimensions"
+    if isinstance(child, nn.Embedding) and (
+        child.max_norm is not None or child.scale_grad_by_freq or child.sparse
+    ):
+        return f"{name} renormalizes, scales its gradient or has a sparse one"
     for key, parameter in child._parameters.items():
         if parameter is not None and type(parameter) is not nn.Parameter:
             return f"{name}.{key} is a {type(parameter).__name__}, not a plain Parameter"

@@ -104,18 +104,21 @@ class BertEmbeddings(nn.Module):
         self.dropout_p = config.hidden_dropout_prob
 
     def forward(self, ids: Tensor, types: Tensor, positions: Tensor, plan: Plan) -> Tensor:
-        x = self.word_embeddings(ids) + self.token_type_embeddings(types)
         norm = self.LayerNorm
-        x = bk.add_layer_norm(
-            x, self.position_embeddings(positions), norm.weight, norm.bias, norm.eps
+        return bk.embedding(
+            ids,
+            self.word_embeddings.weight,
+            self.position_embeddings.weight,
+            self.token_type_embeddings.weight,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            position_ids=positions,
+            type_ids=types,
+            padding_idx=self.word_embeddings.padding_idx,
+            dropout_p=self.dropout_p if self.training else 0.0,
+            rows=plan.rows,
         )
-        if self.training and self.dropout_p > 0.0:
-            # The sum of the fused operation is dropout alone when the residual is zero.
-            zero = torch.zeros_like(x)
-            _, x = bk.add_layer_norm(
-                x, zero, None, None, dropout_p=self.dropout_p, return_sum=True, rows=plan.rows
-            )
-        return x  # type: ignore[no-any-return]
 
 
 class BertSelfAttention(nn.Module):

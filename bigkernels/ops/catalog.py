@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bigkernels.ops.attention import api as attention
+from bigkernels.ops.embedding import api as embedding
 from bigkernels.ops.ffn import api as ffn
 from bigkernels.ops.layer_norm import api as layer_norm
 
@@ -32,6 +33,9 @@ FACTS = {
     ),
     "varlen_attn": Entry(
         attention.varlen_attn, "attention", attention.varlen_facts, attention.notes
+    ),
+    "embedding": Entry(
+        embedding.embedding, "embedding", embedding.embedding_facts, embedding.notes
     ),
     "ffn": Entry(ffn.feed_forward, "ffn", ffn.ffn_facts, ffn.notes),
 }

@@ -2,6 +2,7 @@
 #include "attention/cpu-inl.h"
 #include "common/cpu/parts-inl.h"
 #include "common/cpu/simd.h"
+#include "embedding/cpu-inl.h"
 #include "encoder/cpu-inl.h"
 #include "ffn/cpu-inl.h"
 #include "isa/table.h"
@@ -17,6 +18,7 @@ extern const KernelTable kKernels = {
     {attention_forward_scratch, attention_forward, attention_backward_scratch, attention_backward},
     {ffn_forward, ffn_backward, ffn_column_sums},
     {encoder_serves, encoder_pack, encoder_workspace, encoder_forward},
+    {embedding_forward, embedding_backward},
 };
 
 }  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE

@@ -4,6 +4,7 @@
 
 #include "attention/attention.h"
 #include "common/cpu/parts.h"
+#include "embedding/embedding.h"
 #include "encoder/encoder.h"
 #include "ffn/ffn.h"
 #include "layer_norm/layer_norm.h"
@@ -18,6 +19,7 @@ struct KernelTable {
   AttentionKernels attention;
   FfnKernels ffn;
   EncoderKernels encoder;
+  EmbeddingKernels embedding;
 };
 
 namespace scalar {

@@ -1,4 +1,5 @@
 // The CPU kernels of layer_norm.h, once per instruction set. README.md of the room has the maths.
+#include "common/cpu/row_norm.h"
 #include "common/cpu/rows.h"
 #include "common/cpu/threads.h"
 #include "layer_norm/layer_norm.h"
@@ -6,44 +7,12 @@
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 
-// Float32 sums run over at most so many columns before they go on in float64.
-constexpr int64_t kSumColumns = 4096;
 // Work below this many elements is not worth waking a thread for.
 constexpr int64_t kSerialElements = 32768;
 constexpr int64_t kTileElements = 16384;
 
 inline int threads_for(int num_threads, int64_t row_count, int64_t columns) {
   return row_count * columns < kSerialElements ? 1 : num_threads;
-}
-
-// The parameters as float32 (as float64 for float64): where they lie, or converted into *scratch,
-// which moves on.
-inline const float* parameters(const ParameterRow& row, int64_t columns, float** scratch) {
-  if (row.data == nullptr || row.dtype == DType::kFloat32)
-    return static_cast<const float*>(row.data);
-  float* out = *scratch;
-  *scratch += columns;
-  const auto convert = [&](const auto* data) {
-    traverse<Vec>(0, columns, [&](int64_t c, auto extent) {
-      store(out + c, load<Vec>(data + c, extent), extent);
-    });
-  };
-  if (row.dtype == DType::kBFloat16) {
-    convert(static_cast<const BFloat16*>(row.data));
-  } else {
-    convert(static_cast<const Float16*>(row.data));
-  }
-  return out;
-}
-
-inline const double* parameters(const ParameterRow& row, int64_t columns, double** scratch) {
-  if (row.data == nullptr || row.dtype == DType::kFloat64)
-    return static_cast<const double*>(row.data);
-  double* out = *scratch;
-  *scratch += columns;
-  const float* data = static_cast<const float*>(row.data);
-  for (int64_t c = 0; c < columns; ++c) out[c] = data[c];
-  return out;
 }
 
 template <class T>
@@ -65,7 +34,7 @@ struct ForwardPass {
     T* rounded = params.sum ? static_cast<T*>(params.sum) + r * params.columns : nullptr;
     const bool drops = params.dropout.p > 0.0;
     const VecU counters = drops ? dropout_counters(dropout, params.dropout, r) : VecU::iota();
-    return sum_row_of([&](int64_t c, auto extent) {
+    return sum_columns<V>(params.columns, [&](int64_t c, auto extent) {
       V branch = load<V>(x + c, extent);
       if (x_bias != nullptr) branch = branch + load<V>(x_bias + c, extent);
       if (drops) branch = drop(dropout, counters, c, branch);
@@ -76,51 +45,15 @@ struct ForwardPass {
     });
   }
 
-  // The sum over the columns of term(column, extent), a vector.
-  template <class F>
-  double sum_row_of(const F& term) const {
-    double total = 0.0;
-    for (int64_t begin = 0; begin < params.columns; begin += kSumColumns) {
-      V chains[kChains] = {V::zero(), V::zero(), V::zero(), V::zero()};
-      const int64_t end = min_int(begin + kSumColumns, params.columns);
-      traverse_chains<V>(begin, end, [&](int64_t c, auto extent, int chain) {
-        chains[chain] = chains[chain] + term(c, extent);
-      });
-      total += reduce_chains(chains);
-    }
-    return total;
-  }
-
-  // Normalizes row r, whose elements sum to `total`. The rounded mean `shift` is off by a little,
-  // and by much beside the deviations of a row far from 0: the second pass finds the rest, `delta`.
+  // Normalizes row r, whose elements sum to `total`.
   template <class Source>
   void normalize(int64_t r, const Source* row, double total) const {
-    const int64_t n = params.columns;
-    const S shift = static_cast<S>(total / n);
-    const V shift_v = V::broadcast(shift);
-    double deviations = 0.0, squares = 0.0;
-    for (int64_t begin = 0; begin < n; begin += kSumColumns) {
-      V first[kChains] = {V::zero(), V::zero(), V::zero(), V::zero()};
-      V second[kChains] = {V::zero(), V::zero(), V::zero(), V::zero()};
-      const int64_t end = min_int(begin + kSumColumns, n);
-      traverse_chains<V>(begin, end, [&](int64_t c, auto extent, int chain) {
-        const V d = inside(load<V>(row + c, extent) - shift_v, extent);
-        first[chain] = first[chain] + d;
-        second[chain] = fma(d, d, second[chain]);
-      });
-      deviations += reduce_chains(first);
-      squares += reduce_chains(second);
-    }
-    const double delta = deviations / n;
-    const double variance = squares / n - delta * delta;
-    const double rstd = 1.0 / __builtin_sqrt((variance < 0.0 ? 0.0 : variance) + params.eps);
-    static_cast<S*>(params.mean)[r] = static_cast<S>(shift + delta);
-    static_cast<S*>(params.rstd)[r] = static_cast<S>(rstd);
-    const V scale = V::broadcast(static_cast<S>(rstd));
-    const V rest = V::broadcast(static_cast<S>(-delta * rstd));
-    T* out = static_cast<T*>(params.out) + r * n;
-    traverse<V>(0, n, [&](int64_t c, auto extent) {
-      V y = fma(load<V>(row + c, extent) - shift_v, scale, rest);
+    const RowStatistics<V> found = row_statistics<V>(row, params.columns, total, params.eps);
+    static_cast<S*>(params.mean)[r] = found.mean;
+    static_cast<S*>(params.rstd)[r] = found.rstd;
+    T* out = static_cast<T*>(params.out) + r * params.columns;
+    traverse<V>(0, params.columns, [&](int64_t c, auto extent) {
+      V y = found.normed(load<V>(row + c, extent));
       if (weight != nullptr) y = y * load<V>(weight + c, extent);
       if (bias != nullptr) y = y + load<V>(bias + c, extent);
       store(out + c, y, extent);
@@ -133,7 +66,9 @@ struct ForwardPass {
       return normalize(r, sum_row, add(r, sum_row));
     }
     const T* x = static_cast<const T*>(params.x) + r * params.x_stride;
-    normalize(r, x, sum_row_of([&](int64_t c, auto extent) { return load<V>(x + c, extent); }));
+    normalize(r, x, sum_columns<V>(params.columns, [&](int64_t c, auto extent) {
+                return load<V>(x + c, extent);
+              }));
   }
 };
 
@@ -294,7 +229,7 @@ struct BackwardPass {
     S* dweight = cleared(params.dweight != nullptr, index, 0);
     S* dbias = cleared(params.dbias != nullptr, index, 1);
     S* dx_bias = cleared(params.dx_bias != nullptr, index, 2);
-    const int64_t block_rows = layer_norm_block_rows(params.row_count);
+    const int64_t block_rows = column_sum_block_rows(params.row_count);
     const int64_t end = min_int((index + 1) * block_rows, params.row_count);
     int64_t r = index * block_rows;
     for (; r + 2 <= end; r += 2) rows<2>(r, dweight, dbias, dx_bias);
@@ -304,7 +239,7 @@ struct BackwardPass {
   // One kind of column sums: those of the blocks, added in order, in float64.
   void finish(void* out, int kind, int64_t begin, int64_t end) const {
     if (out == nullptr) return;
-    const int64_t blocks = layer_norm_block_count(params.row_count);
+    const int64_t blocks = column_sum_block_count(params.row_count);
     traverse<VecD>(begin, end, [&](int64_t c, auto extent) {
       VecD total = VecD::zero();
       for (int64_t b = 0; b < blocks; ++b)
@@ -327,7 +262,7 @@ void layer_norm_backward_rows(const LayerNormBackwardParams& params) {
   if (params.dropout.p > 0.0)
     pass.dropout = make_dropout(params.dropout.p, params.dropout.seed, params.dropout.offset);
   const int threads = threads_for(params.num_threads, params.row_count, params.columns);
-  parallel_tiles(threads, layer_norm_block_count(params.row_count),
+  parallel_tiles(threads, column_sum_block_count(params.row_count),
                  [&](int64_t block, int) { pass.block(block); });
   constexpr int64_t kTileColumns = 256;
   parallel_tiles(threads, ceil_div(params.columns, kTileColumns), [&](int64_t tile, int) {

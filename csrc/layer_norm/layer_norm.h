@@ -9,15 +9,10 @@
 
 #include "common/dtype.h"
 #include "common/math.h"
+#include "common/parameter_row.h"
 #include "common/row_dropout.h"
 
 namespace bigkernels {
-
-// A vector of N parameters in its own dtype; data may be null.
-struct ParameterRow {
-  const void* data;
-  DType dtype;  // that of the kernel or its statistics dtype
-};
 
 struct LayerNormForwardParams {
   const void* x;         // (M, N), rows x_stride elements apart
@@ -56,13 +51,6 @@ struct LayerNormBackwardParams {
   void* scratch;  // layer_norm_backward_scratch() bytes
 };
 
-// Bytes for a parameter row that has to be converted to the statistics dtype.
-static inline int64_t converted_bytes(const ParameterRow& row, int64_t columns, DType dtype) {
-  const DType statistics = statistics_dtype(dtype);
-  if (row.data == nullptr || row.dtype == statistics) return 0;
-  return columns * element_size(statistics);
-}
-
 // The converted parameters, then one row of the sum per thread.
 static inline int64_t layer_norm_forward_scratch(const LayerNormForwardParams& params) {
   int64_t bytes = 0;
@@ -74,21 +62,11 @@ static inline int64_t layer_norm_forward_scratch(const LayerNormForwardParams& p
   return bytes + sums * element_size(statistics_dtype(params.dtype));
 }
 
-// Column sums are taken over blocks of rows, then over the blocks in order. The blocks depend on M
-// only, so the result does not depend on the number of threads.
-static inline int64_t layer_norm_block_rows(int64_t row_count) {
-  return min_int(64, max_int(8, round_up(ceil_div(row_count, 16), 8)));
-}
-
-static inline int64_t layer_norm_block_count(int64_t row_count) {
-  return ceil_div(row_count, layer_norm_block_rows(row_count));
-}
-
 // The converted weight, then the three column sums of each block, if any is needed.
 static inline int64_t layer_norm_backward_scratch(const LayerNormBackwardParams& params) {
   const int64_t bytes = converted_bytes(params.weight, params.columns, params.dtype);
   if (!params.dweight && !params.dbias && !params.dx_bias) return bytes;
-  const int64_t sums = 3 * layer_norm_block_count(params.row_count) * params.columns;
+  const int64_t sums = 3 * column_sum_block_count(params.row_count) * params.columns;
   return bytes + sums * element_size(statistics_dtype(params.dtype));
 }
 
