@@ -56,7 +56,7 @@ class _Embedding(torch.autograd.Function):
         out, mean, rstd = _forward(backend, *given, eps, dropout_p, seed, offset, rows)
         ctx.save_for_backward(*given, mean, rstd, seed, offset, rows)
         ctx.eps, ctx.padding, ctx.dropout_p, ctx.backend = eps, padding, dropout_p, backend
-        return out  # type: ignore[no-any-return]
+        return out
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
