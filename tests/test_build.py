@@ -29,12 +29,16 @@ KERNELS = {
     "layer_norm_backward": r"BackwardPass<float>|layer_norm_backward_rows<float>",
     "ffn_forward": r"FfnForward<float, \(bigkernels::FfnActivation\)0",
     "ffn_backward": r"FfnBackward<float, \(bigkernels::FfnActivation\)0",
+    "encoder_product": r"multiply_rows<\d, float>",
     "attention_product": r"multiply_tile<.*::Vec, \d>",
     "attention_softmax": r"softmax_step<.*::Vec>",
     "attention_softmax_gradient": r"softmax_gradient<.*::Vec>",
 }
 # The same for tile products.
-TILE_KERNELS = {"attention_forward": r"tile_block<\d>"}
+TILE_KERNELS = {
+    "attention_forward": r"tile_block<\d>",
+    "encoder_products": r"TileEncoder<.*>::(raise|narrow|project|multiply)|multiply_tile_panels<",
+}
 # Prints a digest of what layer_norm's kernels make of exactly representable numbers, so that only they
 # can differ; fails where they do not serve the call.
 FINGERPRINT = """

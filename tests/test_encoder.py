@@ -13,11 +13,20 @@ from bigkernels.testing.oracle import same_bits
 
 HAND_PICKED_AND_RANDOM = cases("encoder")
 MORE_RANDOM = [case for case in cases("encoder", full=True) if case not in HAND_PICKED_AND_RANDOM]
-precisions = pytest.mark.parametrize("precision", ["float32"])
+precisions = pytest.mark.parametrize("precision", ["float32", "high", "bfloat16"])
+
+
+@pytest.fixture
+def torch_precision():
+    """Sets what the oracle's peers lose in a float32 product."""
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("case", HAND_PICKED_AND_RANDOM, ids=str)
-def test_outputs_match_float64(case, device):
+def test_outputs_match_float64(case, device, torch_precision):
+    torch_precision("high" if case.precision == "high" else "highest")
     device.check(case)
 
 

@@ -127,7 +127,8 @@ void tile_block(const AttentionCall& call, const Sequence& s, int64_t head, Rang
   panel->started = true;
 }
 
-inline void finish_tile_panel(const AttentionCall& call, const Sequence& s, int64_t head,
+// The factor of each query's sums, left in `carry`; its lse.
+inline void finish_statistics(const AttentionCall& call, const Sequence& s, int64_t head,
                               const Exponent& exponent, TilePanel* panel) {
   const int64_t count = panel->queries.end - panel->queries.begin;
   float* lse = static_cast<float*>(call.lse) + statistic_at(call, s, head, panel->queries.begin);
@@ -142,6 +143,12 @@ inline void finish_tile_panel(const AttentionCall& call, const Sequence& s, int6
     const Vec top = Vec::load(panel->top + r) * Vec::broadcast(unit);
     store_up_to(lse + r, select(dead, off_score<Vec>(), add_log(top, safe)), count - r);
   }
+}
+
+inline void finish_tile_panel(const AttentionCall& call, const Sequence& s, int64_t head,
+                              const Exponent& exponent, TilePanel* panel) {
+  finish_statistics(call, s, head, exponent, panel);
+  const int64_t count = panel->queries.end - panel->queries.begin;
   for (int64_t r = 0; r < count; ++r) {
     BFloat16* out = row_at<BFloat16>(call.out, s, s.query, head, panel->queries.begin + r);
     const Vec factor = Vec::broadcast(panel->carry[r]);
@@ -155,8 +162,11 @@ inline void finish_tile_panel(const AttentionCall& call, const Sequence& s, int6
   }
 }
 
+// finish(call, sequence, head, exponent, panel) writes a panel's results.
+template <class F>
 inline void forward_tile_work(const AttentionCall& call, const WorkList& list, Work work,
-                              const Exponent& exponent, const Dropout* dropout, Arena arena) {
+                              const Exponent& exponent, const Dropout* dropout, Arena arena,
+                              const F& finish) {
   TileScratch room = tile_scratch_of(call, &arena);
   const Sequence s = sequence_of(call, work.batch);
   const int64_t head_kv = work.head / (call.heads / call.heads_kv);
@@ -182,9 +192,7 @@ inline void forward_tile_work(const AttentionCall& call, const WorkList& list, W
       step(call, s, work.head, own, block, exponent, dropout, room, &panel);
     }
   }
-  for (int64_t i = 0; i < panels; ++i) {
-    finish_tile_panel(call, s, work.head, exponent, &room.panels[i]);
-  }
+  for (int64_t i = 0; i < panels; ++i) finish(call, s, work.head, exponent, &room.panels[i]);
 }
 
 inline int64_t forward_tile_scratch(const AttentionCall& call) {
@@ -204,7 +212,8 @@ inline void forward_tiles(const AttentionCall& call) {
   parallel_tiles(call.num_threads, list.count(), [&](int64_t tile, int thread) {
     Arena own = arena;
     own.used += thread * per_thread;
-    forward_tile_work(call, list, list[tile], exponent, drops ? &dropout : nullptr, own);
+    forward_tile_work(call, list, list[tile], exponent, drops ? &dropout : nullptr, own,
+                      finish_tile_panel);
   });
 }
 

@@ -3,29 +3,95 @@
 
 #include "encoder/pack-inl.h"
 #include "encoder/vectors-inl.h"
+#if defined(__AMX_BF16__)
+#include "encoder/tiles-inl.h"
+#endif
 
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 
-bool encoder_serves(const EncoderShape& shape) {
-  return shape.precision == EncoderPrecision::kFloat32;
+// How the products of an encoder are made.
+enum class EncoderPath { kNone, kFloat32, kBFloat16, kTiles, kSplitTiles };
+
+inline EncoderPath path_of(const EncoderShape& shape) {
+  const bool narrow = shape.precision == EncoderPrecision::kBFloat16;
+  const bool split = shape.precision == EncoderPrecision::kHigh;
+#if defined(__AMX_BF16__)
+  if (tiles_serve(shape) && (narrow || split)) {
+    return narrow ? EncoderPath::kTiles : EncoderPath::kSplitTiles;
+  }
+#endif
+  if (narrow) return EncoderPath::kBFloat16;
+  const bool plain = shape.precision == EncoderPrecision::kFloat32;
+  return plain || split ? EncoderPath::kFloat32 : EncoderPath::kNone;
 }
 
-void encoder_pack(const EncoderPackParams& params) {
-  const EncoderLayout layout(params.shape);
-  for (int64_t i = 0; i < params.shape.layers; ++i) pack_rows(params, layout, i);
+bool encoder_serves(const EncoderShape& shape) { return path_of(shape) != EncoderPath::kNone; }
+
+template <class W>
+void pack_for_vectors(const EncoderPackParams& params, const EncoderLayout& layout) {
   for_each_panel(params, layout, kPanelWidth,
                  [](const PackSource& source, int64_t n, char* out, float* room) {
-                   float* panel = reinterpret_cast<float*>(out) + n * source.depth();
+                   W* panel = reinterpret_cast<W*>(out) + n * source.depth();
                    pack_vector_panel(source, n, room, panel);
                  });
 }
 
-int64_t encoder_workspace(const EncoderForwardParams& params) {
-  return VectorEncoder<float>(params).bytes;
+#if defined(__AMX_BF16__)
+template <TileKind kKind>
+void pack_for_tiles(const EncoderPackParams& params, const EncoderLayout& layout) {
+  for_each_panel(params, layout, kPairSide,
+                 [](const PackSource& source, int64_t n, char* out, float* room) {
+                   const int64_t tiles = n / kTileSide * (source.depth() / kTileDepth);
+                   pack_tile_panel<kKind>(source, n, room, out + tiles * operand_bytes<kKind>());
+                 });
+}
+#endif
+
+void encoder_pack(const EncoderPackParams& params) {
+  const EncoderLayout layout(params.shape);
+  for (int64_t i = 0; i < params.shape.layers; ++i) pack_rows(params, layout, i);
+  switch (path_of(params.shape)) {
+#if defined(__AMX_BF16__)
+    case EncoderPath::kTiles:
+      return pack_for_tiles<TileKind::kPlain>(params, layout);
+    case EncoderPath::kSplitTiles:
+      return pack_for_tiles<TileKind::kSplit>(params, layout);
+#endif
+    case EncoderPath::kBFloat16:
+      return pack_for_vectors<BFloat16>(params, layout);
+    default:
+      return pack_for_vectors<float>(params, layout);
+  }
 }
 
-void encoder_forward(const EncoderForwardParams& params) { forward_vectors<float>(params); }
+int64_t encoder_workspace(const EncoderForwardParams& params) {
+  switch (path_of(params.shape)) {
+#if defined(__AMX_BF16__)
+    case EncoderPath::kTiles:
+      return TileEncoder<TileKind::kPlain>(params).bytes;
+    case EncoderPath::kSplitTiles:
+      return TileEncoder<TileKind::kSplit>(params).bytes;
+#endif
+    default:
+      return VectorEncoder<float>(params).bytes;
+  }
+}
+
+void encoder_forward(const EncoderForwardParams& params) {
+  switch (path_of(params.shape)) {
+#if defined(__AMX_BF16__)
+    case EncoderPath::kTiles:
+      return forward_tiles<TileKind::kPlain>(params);
+    case EncoderPath::kSplitTiles:
+      return forward_tiles<TileKind::kSplit>(params);
+#endif
+    case EncoderPath::kBFloat16:
+      return forward_vectors<BFloat16>(params);
+    default:
+      return forward_vectors<float>(params);
+  }
+}
 
 }  // namespace
 }  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE

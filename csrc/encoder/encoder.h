@@ -45,7 +45,7 @@ struct EncoderLayout {
   int64_t norm[kEncoderNorms];                               // weight, then bias
   int64_t bytes;
 
-  explicit EncoderLayout(const EncoderShape& shape) : bytes(0) {
+  __attribute__((always_inline)) explicit EncoderLayout(const EncoderShape& shape) : bytes(0) {
     for (int p = 0; p < kEncoderProducts; ++p) {
       const int64_t rows = round_up(product_rows(shape, p), kBlock);
       const int64_t depth = round_up(product_depth(shape, p), kBlock);
@@ -56,7 +56,7 @@ struct EncoderLayout {
   }
 
  private:
-  int64_t take(int64_t size) {
+  __attribute__((always_inline)) int64_t take(int64_t size) {
     const int64_t at = bytes;
     bytes += size;
     return at;

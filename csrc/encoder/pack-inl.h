@@ -1,6 +1,8 @@
 // Packing of a module's weights for the products of this instruction set.
 #pragma once
 
+#include <stdlib.h>
+
 #include "common/cpu/panels.h"
 #include "common/cpu/threads.h"
 #include "encoder/rows-inl.h"
@@ -90,8 +92,8 @@ inline void pack_rows(const EncoderPackParams& params, const EncoderLayout& layo
   }
 }
 
-// Calls pack(source, panel, out, room) for every panel of `width` rows of every matrix; room: the
-// panel's rows in float32.
+// Calls pack(source, panel, out, room) for every panel of `width` rows of every matrix; room:
+// three times the panel's rows in float32.
 template <class F>
 inline void for_each_panel(const EncoderPackParams& params, const EncoderLayout& layout,
                            int64_t width, const F& pack) {
@@ -101,10 +103,10 @@ inline void for_each_panel(const EncoderPackParams& params, const EncoderLayout&
     const int product = static_cast<int>(tile % kEncoderProducts);
     const PackSource source = {params.tensors + layer * kEncoderTensors, params.shape, product};
     char* out = static_cast<char*>(params.out) + layer * layout.bytes + layout.weight[product];
-    float* room = static_cast<float*>(
-        __builtin_malloc(static_cast<size_t>(width * source.depth()) * sizeof(float)));
+    const int64_t bytes = round_up(3 * width * source.depth() * 4, 64);
+    float* room = static_cast<float*>(aligned_alloc(64, static_cast<size_t>(bytes)));
     for (int64_t n = 0; n < source.rows(); n += width) pack(source, n, out, room);
-    __builtin_free(room);
+    free(room);
   });
 }
 

@@ -27,10 +27,19 @@ inline LayerWeights layer_of(const EncoderForwardParams& p, const EncoderLayout&
   return {static_cast<const char*>(p.packed) + layer * layout.bytes, &p.shape, &layout};
 }
 
-// Calls step(column, values, extent) with the LayerNorm of a row of n elements; norm: the weight,
-// then, from the next multiple of EncoderLayout::kBlock on, the bias.
-template <class F>
-inline void normalize_row(const float* x, int64_t n, const float* norm, float eps, const F& step) {
+// The LayerNorm of a row; norm: the weight, then, from the next multiple of EncoderLayout::kBlock
+// on, the bias.
+struct RowNorm {
+  Vec mean, rstd;
+  const float *weight, *bias;
+
+  template <class Extent>
+  Vec apply(Vec x, int64_t c, Extent extent) const {
+    return fma((x - mean) * rstd, load<Vec>(weight + c, extent), load<Vec>(bias + c, extent));
+  }
+};
+
+inline RowNorm norm_of(const float* x, int64_t n, const float* norm, double eps) {
   Vec sums[kChains] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
   traverse_chains<Vec>(0, n, [&](int64_t c, auto extent, int chain) {
     sums[chain] = sums[chain] + load<Vec>(x + c, extent);
@@ -42,13 +51,9 @@ inline void normalize_row(const float* x, int64_t n, const float* norm, float ep
     const Vec d = inside(load<Vec>(x + c, extent) - mean, extent);
     sums[chain] = fma(d, d, sums[chain]);
   });
-  const Vec variance = Vec::broadcast(reduce_chains(sums) * share + eps);
+  const Vec variance = Vec::broadcast(reduce_chains(sums) * share + static_cast<float>(eps));
   const Vec rstd = Vec::broadcast(1.0f) / sqrt(variance);
-  const float* bias = norm + round_up(n, EncoderLayout::kBlock);
-  traverse<Vec>(0, n, [&](int64_t c, auto extent) {
-    const Vec normal = (load<Vec>(x + c, extent) - mean) * rstd;
-    step(c, fma(normal, load<Vec>(norm + c, extent), load<Vec>(bias + c, extent)), extent);
-  });
+  return {mean, rstd, norm, norm + round_up(n, EncoderLayout::kBlock)};
 }
 
 // row[c] of the call's input or output, whatever its dtype.

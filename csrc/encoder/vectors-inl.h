@@ -63,12 +63,13 @@ struct VectorEncoder {
       }
       if (end.last) store_output(p, r, c, v, extent);
     };
-    if (end.norm != nullptr) {
-      normalize_row(row, p.shape.width, end.norm, static_cast<float>(p.eps), finish);
-    } else if (end.last) {
-      traverse<Vec>(0, p.shape.width,
-                    [&](int64_t c, auto extent) { finish(c, load<Vec>(row + c, extent), extent); });
-    }
+    if (end.norm == nullptr && !end.last) return;  // x itself is the next product's input
+    const RowNorm norm =
+        end.norm != nullptr ? norm_of(row, p.shape.width, end.norm, p.eps) : RowNorm{};
+    traverse<Vec>(0, p.shape.width, [&](int64_t c, auto extent) {
+      const Vec sum = load<Vec>(row + c, extent);
+      finish(c, end.norm != nullptr ? norm.apply(sum, c, extent) : sum, extent);
+    });
   }
 
   void start(TeamMember member) const {

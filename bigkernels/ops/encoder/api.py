@@ -78,6 +78,18 @@ def pack_encoder(weights: Sequence[Tensor], heads: int, precision: str = "float3
     return Packed(data, layers, heads, width, hidden, precision)
 
 
+def _sizes(weights: Sequence[Tensor] | Packed, heads: int, precision: str) -> tuple[int, int, int]:
+    """Layers, E and F of checked weights."""
+    if not isinstance(weights, Packed):
+        _check_weights(weights, heads)
+        return len(weights) // len(PARTS), weights[0].shape[1], weights[10].shape[0]
+    if (weights.heads, weights.precision) != (heads, precision):
+        raise ValueError(
+            f"weights: packed for {weights.heads} heads in {weights.precision}, not {heads} in {precision}"
+        )
+    return weights.layers, weights.width, weights.hidden
+
+
 def _check_call(x: Tensor, cu_seq: Tensor, width: int, activation: str, eps: float) -> None:
     checks.check_float_tensor("x", x)
     if x.dim() != 2 or x.shape[1] != width:
@@ -127,16 +139,7 @@ def encoder(
         TypeError, ValueError: an argument of the wrong type, dtype, shape or range.
         Unsupported: the forced backend cannot serve the call.
     """
-    if isinstance(weights, Packed):
-        layers, width, hidden = weights.layers, weights.width, weights.hidden
-        if (weights.heads, weights.precision) != (heads, precision):
-            raise ValueError(
-                f"weights: packed for {weights.heads} heads in {weights.precision}, not {heads} in {precision}"
-            )
-    else:
-        _check_weights(weights, heads)
-        width, hidden = weights[0].shape[1], weights[10].shape[0]
-        layers = len(weights) // len(PARTS)
+    layers, width, hidden = _sizes(weights, heads, precision)
     _check_call(x, cu_seq, width, activation, eps)
     tensors = (x,) if isinstance(weights, Packed) else (x, *weights)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
@@ -145,18 +148,15 @@ def encoder(
         width // heads, needs_grad,
     )  # fmt: skip
     name = backends.choose("encoder", facts, backend)
-    if name == "reference":
-        if isinstance(weights, Packed):
-            raise ValueError("weights: packed ones are for the cpu backend alone")
+    if name != "reference":
+        packed = weights if isinstance(weights, Packed) else pack_encoder(weights, heads, precision)
+    elif isinstance(weights, Packed):
+        raise ValueError("weights: packed ones are for the cpu backend alone")
+    else:
         lengths = cu_seq.diff().tolist()
         return reference.encoder(x, lengths, weights, heads, eps, activation, norm_first, causal)
-    data = (
-        weights.data
-        if isinstance(weights, Packed)
-        else pack_encoder(weights, heads, precision).data
-    )
     return _OPS["encoder_forward"][name](  # type: ignore[no-any-return]
-        x, cu_seq, max_seq, data, layers, heads, hidden, eps, activation, norm_first, causal, precision
+        x, cu_seq, max_seq, packed.data, layers, heads, hidden, eps, activation, norm_first, causal, precision
     )  # fmt: skip
 
 

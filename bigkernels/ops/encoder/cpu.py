@@ -6,7 +6,7 @@ import torch
 
 from bigkernels.ops.encoder.contract import Facts
 
-_SERVED = ("float32",)
+_SERVED = ("float32", "high", "bfloat16")
 
 
 def limits(facts: Facts) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ _KINDS: list[Row] = [
     ("small x", {**_SMALL, "scale": 1e-3, "eps": 1e-12}),
 ]  # fmt: skip
 
-# float32 alone: widths that fill no tile.
+# Widths that fill no tile, rows that lie apart.
 _ODD: list[Row] = [
     ("width 5", {"lengths": (7, 3), "width": 5, "hidden": 3, "heads": 1}),
     ("width 33", {"lengths": (7, 31), "width": 33, "hidden": 65, "heads": 3}),
@@ -68,4 +68,8 @@ ENCODER: list[Row] = [
     *_KINDS,
     *_ODD,
     ("bfloat16 x, float32 products", {**_SMALL, "dtype": BF16, "layers": 2}),
+    *_in("bfloat16", [*_SIZES, *_KINDS], dtype=BF16),
+    *_in("bfloat16", _ODD[1:3], dtype=BF16),
+    *_in("high", _SIZES),
+    *_in("high", [_KINDS[0], _KINDS[1], _KINDS[3]]),
 ]

@@ -23,16 +23,17 @@ struct Team {
 // threads spin for some microseconds, then sleep. (threads.cpp)
 void next_phase(Team* team, int size, int64_t count);
 
-// One thread's view of its team.
+// One thread's view of its team. (Members inline everywhere: a copy out of line would be compiled
+// for one instruction set and linked for all.)
 struct TeamMember {
   Team* team;
   int thread, size;
 
   // `count` items lie ahead, and all that the team did before is done.
-  void begin(int64_t count) const { next_phase(team, size, count); }
+  __attribute__((always_inline)) void begin(int64_t count) const { next_phase(team, size, count); }
 
   // The next item, or -1: none is left.
-  int64_t claim() const {
+  __attribute__((always_inline)) int64_t claim() const {
     for (int other = 0; other < size; ++other) {
       uint64_t* items = &team->ranges[(thread + other) % size].items;
       uint64_t range = __atomic_load_n(items, __ATOMIC_RELAXED);

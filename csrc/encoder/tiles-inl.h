@@ -1,0 +1,274 @@
+// The encoder on AMX tiles: bfloat16 products, or each float32 one as three of those. Between the
+// products everything lies as the next one's tiles read it.
+#pragma once
+
+#include "attention/tiles_forward-inl.h"
+#include "common/cpu/tile_products.h"
+#include "encoder/rows-inl.h"
+#include "ffn/activation-inl.h"
+
+namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
+namespace {
+
+inline bool tiles_serve(const EncoderShape& shape) {
+  const int64_t dim = shape.width / shape.heads;
+  return dim % kPairSide == 0 && dim <= 256 && shape.hidden % kPairSide == 0;
+}
+
+template <TileKind kKind>
+struct TileEncoder {
+  static constexpr bool kSplit = kKind == TileKind::kSplit;
+  // What the attention reads: float32 where products are to be as good as float32's.
+  static constexpr DType kAttended = kSplit ? DType::kFloat32 : DType::kBFloat16;
+
+  const EncoderForwardParams& p;
+  const EncoderLayout layout;
+  const int64_t width, groups, width_row, wide_row;
+  float* x;         // residual
+  char* heads;      // q k v, rows of kAttended
+  float* attended;  // kSplit: rows of the attention's results
+  float* lse;
+  Completion completion;
+  LeftRows<kKind> input, context, hidden;
+  char* attention;  // scratch of each thread
+  int64_t attention_bytes;
+  AttentionCall call;
+  int64_t bytes;
+
+  explicit TileEncoder(const EncoderForwardParams& p)
+      : p(p),
+        layout(p.shape),
+        width(p.shape.width),
+        groups(ceil_div(p.tokens, kPairSide)),
+        width_row(round_up(width, 64) + 16),
+        wide_row(round_up(3 * width, 64) + 32),
+        input(nullptr, p.tokens, width),
+        context(nullptr, p.tokens, width),
+        hidden(nullptr, p.tokens, p.shape.hidden) {
+    Arena arena = {reinterpret_cast<uintptr_t>(p.workspace), 0};
+    const int64_t rows = groups * kPairSide;
+    x = arena.take<float>(rows * width_row);
+    heads = arena.take<char>(rows * wide_row * element_size(kAttended));
+    attended = arena.take<float>(kSplit ? rows * width_row : 0);
+    lse = arena.take<float>(p.shape.heads * p.tokens);
+    completion.counts = arena.take<int32_t>(groups);
+    input.data = arena.take<char>(LeftRows<kKind>::bytes(p.tokens, width));
+    context.data = arena.take<char>(LeftRows<kKind>::bytes(p.tokens, width));
+    hidden.data = arena.take<char>(LeftRows<kKind>::bytes(p.tokens, p.shape.hidden));
+    prepare_attention();
+    attention = arena.take<char>(attention_bytes * p.num_threads);
+    bytes = arena.used;
+  }
+
+  void prepare_attention() {
+    const int64_t dim = width / p.shape.heads, part = width * element_size(kAttended);
+    call = attention_of(p, kAttended, dim);
+    call.q = {heads, 0, dim, wide_row};
+    call.k = {heads + part, 0, dim, wide_row};
+    call.v = {heads + 2 * part, 0, dim, wide_row};
+    call.out = {attended, 0, dim, width_row};
+    call.lse = lse;
+    attention_bytes = kSplit ? forward_scratch_per_thread<Vec>(call) : forward_tile_scratch(call);
+  }
+
+  // From the row's sum with the residual on.
+  void end_row(int64_t r, RowEnd end) const {
+    float* row = x + r * width_row;
+    const auto take = [&](int64_t c, Vec low, Vec high) {
+      if (end.residual) {
+        store(row + c, low);
+        store(row + c + Vec::kLanes, high);
+      }
+      if (end.last) {
+        store_output(p, r, c, low, Whole{});
+        store_output(p, r, c + Vec::kLanes, high, Whole{});
+      } else {
+        input.store(r, c / kTileDepth, low, high);
+      }
+    };
+    const RowNorm norm = end.norm != nullptr ? norm_of(row, width, end.norm, p.eps) : RowNorm{};
+    for (int64_t c = 0; c < width; c += kTileDepth) {
+      Vec low = Vec::load(row + c), high = Vec::load(row + c + Vec::kLanes);
+      if (end.norm != nullptr) {
+        low = norm.apply(low, c, Whole{});
+        high = norm.apply(high, c + Vec::kLanes, Whole{});
+      }
+      take(c, low, high);
+    }
+  }
+
+  void end_group(int64_t group, RowEnd end) const {
+    const int64_t first = group * kPairSide;
+    for (int64_t r = first; r < min_int(p.tokens, first + kPairSide); ++r) end_row(r, end);
+  }
+
+  void start(TeamMember member) const {
+    const RowEnd end = row_start(p, layout);
+    member.begin(groups);
+    for (int64_t group = member.claim(); group >= 0; group = member.claim()) {
+      const int64_t first = group * kPairSide;
+      for (int64_t r = first; r < min_int(p.tokens, first + kPairSide); ++r) {
+        for (int64_t c = 0; c < width; c += Vec::kLanes) {
+          store(x + r * width_row + c, load_input(p, r, c, Whole{}));
+        }
+      }
+      end_group(group, end);
+    }
+  }
+
+  template <class E, class D>
+  void multiply(TeamMember member, const LayerWeights& layer, int product,
+                const LeftRows<kKind>& from, const E& epilogue, const D& done) const {
+    const TileWork work(p.tokens, product_rows(p.shape, product), product_depth(p.shape, product),
+                        operand_bytes<kKind>());
+    const float* bias = layer.bias(product);
+    member.begin(work.count());
+    multiply_tile_panels(
+        member, work, from, static_cast<const char*>(layer.weight(product)),
+        [&](int64_t r, int64_t c, const float* sums) __attribute__((always_inline)) {
+          epilogue(r, c, Vec::load(sums) + Vec::load(bias + c),
+                   Vec::load(sums + Vec::kLanes) + Vec::load(bias + c + Vec::kLanes));
+        },
+        [&](int64_t group) { done(group, work.panels); });
+  }
+
+  void project(TeamMember member, const LayerWeights& layer) const {
+    multiply(
+        member, layer, kQueryKeyValue, input,
+        [&](int64_t r, int64_t c, Vec low, Vec high) __attribute__((always_inline)) {
+          if constexpr (kSplit) {
+            float* out = reinterpret_cast<float*>(heads) + r * wide_row + c;
+            store(out, low);
+            store(out + Vec::kLanes, high);
+          } else {
+            BFloat16* out = reinterpret_cast<BFloat16*>(heads) + r * wide_row + c;
+            store_bits(out, narrow_pair(low, high));
+          }
+        },
+        [](int64_t, int64_t) {});
+  }
+
+  void raise(TeamMember member, const LayerWeights& layer) const {
+    visit_activation(p.activation, [&]<FfnActivation kActivation>() {
+      multiply(
+          member, layer, kUp, input,
+          [&](int64_t r, int64_t c, Vec low, Vec high) __attribute__((always_inline)) {
+            const Pair<Vec> y = activate<kActivation>(Pair<Vec>{low, high});
+            hidden.store(r, c / kTileDepth, y.low, y.high);
+          },
+          [](int64_t, int64_t) {});
+    });
+  }
+
+  // x = x + product + bias, and what follows once a row is complete.
+  void narrow(TeamMember member, const LayerWeights& layer, int product,
+              const LeftRows<kKind>& from, RowEnd end) const {
+    multiply(
+        member, layer, product, from,
+        [&](int64_t r, int64_t c, Vec low, Vec high) __attribute__((always_inline)) {
+          float* row = x + r * width_row + c;
+          store(row, Vec::load(row) + low);
+          store(row + Vec::kLanes, Vec::load(row + Vec::kLanes) + high);
+        },
+        [&](int64_t group, int64_t shares) {
+          if (completion.last(group, shares)) end_group(group, end);
+        });
+  }
+
+  // A panel of queries' results as left operands.
+  void store_attended(const Sequence& s, int64_t head, const TilePanel& panel) const {
+    const int64_t count = panel.queries.end - panel.queries.begin;
+    const int64_t first = s.query + panel.queries.begin;
+    for (int64_t r = 0; r < count; ++r) {
+      const Vec factor = Vec::broadcast(panel.carry[r]);
+      const float* row = panel.out + r * call.dim;
+      for (int64_t d = 0; d < call.dim; d += kTileDepth) {
+        context.store(first + r, (head * call.dim + d) / kTileDepth, Vec::load(row + d) * factor,
+                      Vec::load(row + d + Vec::kLanes) * factor);
+      }
+    }
+  }
+
+  // The same from float32 rows.
+  void split_attended(int64_t sequence, int64_t head) const {
+    for (int64_t r = p.starts[sequence]; r < p.starts[sequence + 1]; ++r) {
+      for (int64_t c = head * call.dim; c < (head + 1) * call.dim; c += kTileDepth) {
+        const float* row = attended + r * width_row + c;
+        context.store(r, c / kTileDepth, Vec::load(row), Vec::load(row + Vec::kLanes));
+      }
+    }
+  }
+
+  void attend(TeamMember member) const {
+    const int64_t chunk =
+        kSplit ? kPanelsPerWork * kPanelVectors * Vec::kLanes : kTilePanels * kPairSide;
+    const WorkList list = {p.shape.heads, chunk, 0, p.batch, nullptr};
+    const Arena own = {reinterpret_cast<uintptr_t>(attention + member.thread * attention_bytes), 0};
+    const Exponent exponent = exponent_of(call);
+    member.begin(p.batch * p.shape.heads);
+    for (int64_t item = member.claim(); item >= 0; item = member.claim()) {
+      const int64_t sequence = p.order[item / p.shape.heads], head = item % p.shape.heads;
+      const int64_t length = p.starts[sequence + 1] - p.starts[sequence];
+      for (int64_t i = 0; i < ceil_div(length, chunk); ++i) {
+        const Work work = {sequence, head, i};
+        if constexpr (kSplit) {
+          forward_work<Vec, float>(call, list, work, own);
+        } else {
+          forward_tile_work(call, list, work, exponent, nullptr, own,
+                            [&](const AttentionCall&, const Sequence& s, int64_t h,
+                                const Exponent& e, TilePanel* panel) {
+                              finish_statistics(call, s, h, e, panel);
+                              store_attended(s, h, *panel);
+                            });
+        }
+      }
+      if constexpr (kSplit) split_attended(sequence, head);
+    }
+  }
+
+  void run(TeamMember member) const {
+    start(member);
+    for (int64_t i = 0; i < p.shape.layers; ++i) {
+      const LayerWeights layer = layer_of(p, layout, i);
+      project(member, layer);
+      attend(member);
+      narrow(member, layer, kOut, context, row_end(p, layout, i, 0));
+      raise(member, layer);
+      narrow(member, layer, kDown, hidden, row_end(p, layout, i, 1));
+    }
+  }
+};
+
+template <TileKind kKind>
+void forward_tiles(const EncoderForwardParams& p) {
+  const TileEncoder<kKind> encoder(p);
+  for (int64_t i = 0; i < encoder.groups; ++i) encoder.completion.counts[i] = 0;
+  run_team(p.num_threads, [&](TeamMember member) { encoder.run(member); });
+}
+
+// 32 rows of the matrix from `begin` on; room: three times their elements in float32.
+template <TileKind kKind>
+void pack_tile_panel(const PackSource& source, int64_t begin, float* room, char* out) {
+  const int64_t depth = source.depth(), size = kPairSide * depth;
+  BFloat16* rows = reinterpret_cast<BFloat16*>(room + size);
+  BFloat16* tiles = rows + size;
+  for (int64_t n = 0; n < kPairSide; ++n) source.read_row(begin + n, room + n * depth);
+  for (int part = 0; part < (kKind == TileKind::kSplit ? 2 : 1); ++part) {
+    for (int64_t i = 0; i < size; i += kTileDepth) {
+      Vec low = Vec::load(room + i), high = Vec::load(room + i + Vec::kLanes);
+      store(rows + i, low);
+      store(rows + i + Vec::kLanes, high);
+      store(room + i, low - Vec::load(rows + i));
+      store(room + i + Vec::kLanes, high - Vec::load(rows + i + Vec::kLanes));
+    }
+    pack_right_columns(rows, depth, 0, kPairSide, depth, tiles);
+    const int64_t count = size / kTileSize;
+    for (int64_t tile = 0; tile < count; ++tile) {
+      __builtin_memcpy(out + tile * operand_bytes<kKind>() + part * kTileBytes,
+                       tiles + tile * kTileSize, kTileBytes);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace bigkernels::BIGKERNELS_ISA_NAMESPACE
