@@ -96,6 +96,11 @@ def undisturbed() -> bool:
     return _forced.get() is None and _records.get() is None and _FROM_ENVIRONMENT is None
 
 
+def asked_for() -> str | None:
+    """The backend that ``use_backend`` or the environment asks for, or None."""
+    return _forced.get() or _FROM_ENVIRONMENT
+
+
 def check_name(backend: str | None) -> None:
     """Raises ValueError unless ``backend`` is None or a backend's name."""
     if backend is not None and backend not in ORDER:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import bigkernels
-from bigkernels.integrations import bert, distilbert, verify
+from bigkernels.integrations import bert, distilbert, verify, whole
+from bigkernels.integrations.packed import PackedCopy
 
 NAMES = list(families.SWAPPED)
 
@@ -137,10 +138,15 @@ ERRORS = (
 )
 
 
+def layer_by_layer(monkeypatch):
+    monkeypatch.setattr(whole.Encoder, "_why_not", lambda *_: "the test asks for it")
+
+
 @pytest.mark.parametrize("plant", ERRORS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", ["bert", "distilbert"])
 @pytest.mark.parametrize("accelerated", [True, False])
 def test_planted_errors_are_flagged(name, plant, accelerated, monkeypatch):
+    layer_by_layer(monkeypatch)
     model, inputs = families.tiny(name), families.batch(name)
     if accelerated:
         bigkernels.accelerate(model)
@@ -161,6 +167,62 @@ def test_planted_errors_are_flagged(name, plant, accelerated, monkeypatch):
     else:
         assert not layers
     assert [type(m) for m in model.modules()] == before[0]
+
+
+def native(**changed):
+    """What the native call is given instead: each change is a function of the argument."""
+    names = ("x", "cu_seq", "longest", "packed", "layers", "heads", "hidden", "eps", "activation")
+    right = whole._forward
+
+    def wrong(*given):
+        named = dict(zip(names, given, strict=False))
+        named |= {name: change(named[name]) for name, change in changed.items()}
+        return right(*named.values(), *given[len(names) :])
+
+    return wrong
+
+
+def without_the_first_end(cu_seq):
+    moved = cu_seq.clone()
+    moved[1] -= 1
+    return moved
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"eps": lambda eps: 1e-5},
+        {"activation": lambda name: "gelu_tanh"},
+        {"cu_seq": without_the_first_end},
+        {"x": lambda x: x.roll(1, 0)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_planted_errors_in_the_native_call_are_flagged(name, changes, monkeypatch):
+    model, inputs = families.tiny(name), families.batch(name)
+    bigkernels.accelerate(model)
+    assert bigkernels.verify(model, inputs).passed
+    monkeypatch.setattr(whole, "_forward", native(**changes))
+    found = bigkernels.verify(model, inputs)
+    wrong = {check.name for check in found.checks if not check.passed}
+    assert any(name.startswith("end to end") for name in wrong), found
+    assert len([name for name in wrong if not name.startswith("end to end")]) == 2, found
+
+
+def test_stale_packed_weights_are_flagged(monkeypatch):
+    model, inputs = families.tiny("bert"), families.batch("bert")
+    bigkernels.accelerate(model)
+    assert bigkernels.verify(model, inputs).passed
+    fresh = PackedCopy.of
+
+    def stale(self, weights, heads, precision):
+        return fresh(self, weights, heads, precision) if self._kept is None else self._kept[2]
+
+    monkeypatch.setattr(PackedCopy, "of", stale)
+    model.encoder.layer[1].output.dense.weight.data[3, 5] += 0.01
+    found = bigkernels.verify(model, inputs)
+    assert any(not c.passed and c.name.startswith("end to end") for c in found.checks), found
 
 
 def test_one_stale_weight_in_torchs_own_encoder_is_flagged(monkeypatch):

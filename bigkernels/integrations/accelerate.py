@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from types import TracebackType
 
 import torch
 from torch import nn
 
-from bigkernels.integrations import backbone, families, heads
+from bigkernels.integrations import backbone, families, heads, whole
 from bigkernels.integrations.twins import fused_class, role_of, stock_class
 
 
@@ -21,6 +22,8 @@ class Report:
         skipped: dotted name of each block that could have been replaced, and why it was not.
         padded: dotted name of each backbone that ran its last batch padded, or will run every padded batch so, and
             why.
+        encoders: dotted name of each backbone that has run, and how its layers last ran: in one native call, of which
+            precision, or layer by layer, and why.
         packed_bytes: bytes held in packed copies of weights.
         advice: what to do if nothing was replaced.
     """
@@ -28,6 +31,7 @@ class Report:
     swapped: dict[str, str]
     skipped: dict[str, str]
     padded: dict[str, str]
+    encoders: dict[str, str] = dataclasses.field(default_factory=dict)
     packed_bytes: int = 0
     advice: str = ""
 
@@ -39,14 +43,24 @@ class Report:
         lines = [f"accelerated: {total}; {self.packed_bytes} bytes of packed weights"]
         lines += [f"  skipped {name or 'the model'}: {why}" for name, why in self.skipped.items()]
         lines += [f"  ran padded {name or 'the model'}: {why}" for name, why in self.padded.items()]
+        lines += [
+            f"  layers of {name or 'the model'}: {how}" for name, how in self.encoders.items()
+        ]
         return "\n".join([*lines, self.advice] if self.advice else lines)
 
 
 class Handle:
     """What ``accelerate`` returns; usable as a context manager that restores at its end."""
 
-    def __init__(self, model: nn.Module, swaps: list[nn.Module], skipped: dict[str, str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        swaps: list[nn.Module],
+        skipped: dict[str, str],
+        precision: str | None,
+    ) -> None:
         self._model = model
+        self._precision = precision
         self._swaps = swaps
         self._skipped = skipped
 
@@ -61,18 +75,24 @@ class Handle:
         }
         padded = _readers(self._model)
         padded |= {n: why for n, m in names.items() if (why := backbone.why_padded(m)) is not None}
-        return Report(swapped, dict(self._skipped), padded, advice=_advice(self._model))
+        calls = {n: call for n, m in names.items() if (call := whole.known(m)) is not None}
+        encoders = {n: call.story for n, call in calls.items() if call.story}
+        held = sum(call.copy.bytes for call in calls.values())
+        return Report(
+            swapped, dict(self._skipped), padded, encoders, held, advice=_advice(self._model)
+        )
 
     def refresh(self) -> None:
-        """Replaces what has been added to the model since; drops packed copies of weights (none are kept yet)."""
+        """Replaces what has been added to the model since; weights are packed anew at the next call."""
         swaps, self._skipped = _swap(self._model)
         self._swaps += swaps
+        for module in _backbones(self._model):
+            whole.encoder_of(module).asked = self._precision
+            backbone.forget(module)
 
     def restore(self) -> None:
         """Puts the stock classes back; the modules and parameters are the same objects throughout."""
-        for module in self._swaps:
-            if role_of(module) is not None:
-                module.__class__ = stock_class(module)
+        _restore(self._swaps)
         self._swaps = []
 
     def __enter__(self) -> Handle:
@@ -85,6 +105,18 @@ class Handle:
         traceback: TracebackType | None,
     ) -> None:
         self.restore()
+
+
+def _backbones(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if role_of(m) is backbone.BACKBONE]
+
+
+def _restore(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        if role_of(module) is not None:
+            backbone.forget(module)
+            whole.forget(module)
+            module.__class__ = stock_class(module)
 
 
 def _advice(model: nn.Module) -> str:
@@ -146,23 +178,37 @@ def accelerate(model: nn.Module, dtype: torch.dtype | str | None = None) -> Hand
 
     Args:
         model: any module; only the blocks of known families in it change.
-        dtype: None: compute in the model's own dtype. Nothing else is served yet.
+        dtype: what encoders compute their products in when all their layers run in one native call (on the CPU, in
+            evaluation mode, without gradients); everything else runs in the model's own dtype, and the weights stay
+            as they are. torch.float32, torch.bfloat16, "int8" (weights and activations) or "int8_weights"; None: the
+            model's dtype, float32 as torch.set_float32_matmul_precision has it.
 
     Returns:
         A handle with ``report()``, ``refresh()`` and ``restore()``; as a context manager it restores at its end.
 
     Raises:
         TypeError: model is not a module.
-        ValueError: a dtype was given.
+        ValueError: an unknown dtype, or one this machine's kernels do not serve.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if dtype is not None:
-        raise ValueError(
-            f"dtype: got {dtype!r}, expected None; convert the model itself with model.to(dtype)"
-        )
+    precision = _precision(dtype)
     swaps, skipped = _swap(model)
-    return Handle(model, swaps, skipped)
+    for module in _backbones(model):
+        whole.encoder_of(module).asked = precision
+    return Handle(model, swaps, skipped, precision)
+
+
+def _precision(dtype: object) -> str | None:
+    if dtype is None:
+        return None
+    precision = whole.PRECISIONS.get(dtype) if isinstance(dtype, (torch.dtype, str)) else None
+    if precision is None:
+        known = ", ".join(map(str, whole.PRECISIONS))
+        raise ValueError(f"dtype: got {dtype!r}, expected None or one of {known}")
+    if reason := whole.why_not_served(precision):
+        raise ValueError(f"dtype: {dtype} is not served here: {reason}")
+    return precision
 
 
 def restore(model: nn.Module) -> None:
@@ -175,6 +221,4 @@ def restore(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    for module in model.modules():
-        if role_of(module) is not None:
-            module.__class__ = stock_class(module)
+    _restore(model.modules())

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bigkernels.integrations import bert, eligible, heads, packing
+from bigkernels.integrations import bert, eligible, heads, packing, whole
 from bigkernels.integrations.packing import Plan
+from bigkernels.integrations.snapshot import Snapshot
 from bigkernels.integrations.twins import Role, role_of
-from bigkernels.nn import masks
+from bigkernels.nn import absorb, masks
 from bigkernels.ops import checks
 
 _TENSORS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
@@ -25,11 +26,13 @@ _padded: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 class Call(NamedTuple):
-    """One call of a backbone: its padding mask (B, L) as bool, if it has such, and its plan, if it ran packed."""
+    """One call of a backbone: its padding mask (B, L) as bool, if it has such, its plan, if it ran packed, and the
+    precision of its products, if all layers were one native call."""
 
     backbone: nn.Module
     keep: Tensor | None
     plan: Plan | None
+    precision: str | None
 
 
 _calls: contextvars.ContextVar[list[Call] | None] = contextvars.ContextVar("calls", default=None)
@@ -46,13 +49,15 @@ def recorded_calls() -> Iterator[list[Call]]:
         _calls.reset(token)
 
 
-def _record(backbone: nn.Module, given: dict[str, Any], plan: Plan | None) -> None:
+def _record(
+    backbone: nn.Module, given: dict[str, Any], plan: Plan | None, precision: str | None = None
+) -> None:
     calls = _calls.get()
     if calls is None:
         return
     mask = given.get("attention_mask")
     keep = mask != 0 if isinstance(mask, Tensor) and mask.dim() == 2 else None
-    calls.append(Call(backbone, keep, plan))
+    calls.append(Call(backbone, keep, plan, precision))
 
 
 def why_padded(backbone: nn.Module) -> str | None:
@@ -94,8 +99,65 @@ def _why_unfused(module: nn.Module) -> str | None:
     return "has a forward of its own" if "forward" in module.__dict__ else role.refuse(module)
 
 
+class Seen(NamedTuple):
+    """Modules of a backbone that were examined and found to be fused throughout."""
+
+    snapshot: Snapshot
+    attentions: tuple[nn.Module, ...]  # one for each configuration: its content may change
+    recipe: whole.Recipe
+
+    def holds(self) -> bool:
+        """Whether all of that is so still."""
+        return (
+            not absorb.global_hooks()
+            and self.snapshot.holds()
+            and all(eligible.refuse_attention(a) is None for a in self.attentions)
+        )
+
+
+_seen: weakref.WeakKeyDictionary[nn.Module, Seen] = weakref.WeakKeyDictionary()
+
+
+def _see(backbone: Any) -> Seen:
+    layers = list(_stack(backbone).layer)
+    attentions = [m for layer in layers for m in layer.modules() if hasattr(m, "is_causal")]
+    configs = {id(m.config): m for m in attentions}
+    recipe = whole.recipe([_parts(layer) for layer in layers])
+    return Seen(Snapshot(backbone), tuple(configs.values()), recipe)
+
+
+def _parts(layer: nn.Module) -> whole.Layer | None:
+    role = role_of(layer)
+    return None if role is None or role.parts is None else role.parts(layer)
+
+
+def one_layer(layer: nn.Module, hidden: Tensor, plan: Plan, precision: str) -> Tensor:
+    """One layer on packed hidden states (T, E) as the native call of all layers computes it."""
+    out = whole.Encoder(precision).run(whole.recipe([_parts(layer)]), hidden, plan)
+    assert out is not None
+    return out
+
+
+def forget(backbone: nn.Module) -> None:
+    """Drops what is known of a backbone and packed of its weights."""
+    _seen.pop(backbone, None)
+    whole.drop(backbone)
+
+
 def _why_not_these_modules(backbone: Any) -> str | None:
     """Modules that need to see the padded batch: strangers, and those with hooks."""
+    seen = _seen.get(backbone)
+    if seen is not None and seen.holds():
+        return None
+    reason = _examine(backbone)
+    if reason is None:
+        _seen[backbone] = _see(backbone)
+    else:
+        _seen.pop(backbone, None)
+    return reason
+
+
+def _examine(backbone: Any) -> str | None:
     stack = "encoder" if hasattr(backbone, "encoder") else "transformer"
     parts = backbone._modules
     for name in ("embeddings", stack, "pooler"):
@@ -176,6 +238,20 @@ def _pooled(backbone: Any, hidden: Tensor, plan: Plan) -> Tensor | None:
     return pooler(hidden.index_select(0, plan.cu_seq[:-1])[:, None])  # type: ignore[no-any-return]
 
 
+def _layers(backbone: Any, hidden: Tensor, plan: Plan) -> tuple[Tensor, str | None]:
+    """All layers on packed hidden states (1, T, E): one native call, whose precision is returned too, or one layer
+    after the other."""
+    seen = _seen.get(backbone)
+    if seen is not None:
+        call = whole.encoder_of(backbone)
+        out = call.run(seen.recipe, hidden[0], plan)
+        if out is not None:
+            return out[None], call.precision
+    for layer in _stack(backbone).layer:
+        hidden = layer(hidden, bigkernels_plan=plan)
+    return hidden, None
+
+
 def forward(stock: Callable[..., Any], backbone: Any, *args: Any, **kwargs: Any) -> Any:
     """Forward of a swapped backbone; results are stock's, with zeros at padded positions."""
     # Where values cannot be read, T tokens would be a data-dependent size.
@@ -191,15 +267,14 @@ def forward(stock: Callable[..., Any], backbone: Any, *args: Any, **kwargs: Any)
         return stock(backbone, *args, **kwargs)
     _padded.pop(backbone, None)
     plan = _plan(given)
-    _record(backbone, given, plan)
     arguments = _packed_ids(backbone, given, plan)
     if _fused(backbone.embeddings):
         arguments["bigkernels_plan"] = plan
     hidden = backbone.embeddings(**arguments)
     if hasattr(backbone, "embeddings_project"):
         hidden = backbone.embeddings_project(hidden)
-    for layer in _stack(backbone).layer:
-        hidden = layer(hidden, bigkernels_plan=plan)
+    hidden, precision = _layers(backbone, hidden, plan)
+    _record(backbone, given, plan, precision)
     last = packing.pad(hidden[0], plan)
     result: Any
     if hasattr(backbone, "pooler"):
@@ -241,4 +316,4 @@ def _refuse(backbone: nn.Module) -> str | None:
     return None if kind in (None, "absolute") else f"position_embedding_type {kind} is not served"
 
 
-BACKBONE = Role(forward, _refuse)
+BACKBONE = Role(forward, _refuse, forget=forget)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from bigkernels.integrations import eligible
 from bigkernels.integrations.packing import Plan
 from bigkernels.integrations.twins import Role
+from bigkernels.integrations.whole import Layer
 from bigkernels.ops.attention.api import scaled_dot_product_attention, varlen_attn
 from bigkernels.ops.embedding.api import embedding
 from bigkernels.ops.ffn.api import feed_forward
@@ -302,5 +303,24 @@ def position_ids(backbone: Any, input_ids: Tensor | None, plan: Plan) -> Tensor:
     return embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx, 0)  # type: ignore[no-any-return]
 
 
-LAYER = Role(_layer_forward, _layer_refuse, layer=True)
+def _parts(layer: Any) -> Layer:
+    inner, after = layer.attention.self, layer.attention.output
+    up, down = layer.intermediate.dense, layer.output
+    modules = (
+        inner.query, inner.key, inner.value, after.dense, after.LayerNorm,
+        up, down.dense, down.LayerNorm,
+    )  # fmt: skip
+    activation = eligible.activation_name(layer.intermediate.intermediate_act_fn)
+    assert activation is not None
+    return Layer(
+        tuple(tensor for m in modules for tensor in (m.weight, m.bias)),
+        inner.num_attention_heads,
+        inner.scaling,
+        (after.LayerNorm.eps, down.LayerNorm.eps),
+        activation,
+        max(rate(inner.dropout, inner), rate(after.dropout), rate(down.dropout)),
+    )
+
+
+LAYER = Role(_layer_forward, _layer_refuse, layer=True, parts=_parts)
 EMBEDDINGS = Role(_embeddings_forward, _embeddings_refuse)

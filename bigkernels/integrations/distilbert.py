@@ -20,6 +20,7 @@ from bigkernels.integrations.bert import (
 )
 from bigkernels.integrations.packing import Plan
 from bigkernels.integrations.twins import Role
+from bigkernels.integrations.whole import Layer
 from bigkernels.ops.ffn.api import feed_forward
 from bigkernels.ops.layer_norm.api import add_layer_norm
 
@@ -126,5 +127,23 @@ def _embeddings_forward(
     return drop(out, rate(embeddings.dropout), bigkernels_plan.rows)
 
 
-BLOCK = Role(_block_forward, _block_refuse, layer=True)
+def _parts(block: Any) -> Layer:
+    attention, ffn = block.attention, block.ffn
+    modules = (
+        attention.q_lin, attention.k_lin, attention.v_lin, attention.out_lin, block.sa_layer_norm,
+        ffn.lin1, ffn.lin2, block.output_layer_norm,
+    )  # fmt: skip
+    activation = eligible.activation_name(ffn.activation)
+    assert activation is not None
+    return Layer(
+        tuple(tensor for m in modules for tensor in (m.weight, m.bias)),
+        attention.n_heads,
+        attention.scaling,
+        (block.sa_layer_norm.eps, block.output_layer_norm.eps),
+        activation,
+        max(rate(attention.dropout, attention), rate(ffn.dropout)),
+    )
+
+
+BLOCK = Role(_block_forward, _block_refuse, layer=True, parts=_parts)
 EMBEDDINGS = Role(_embeddings_forward, _embeddings_refuse)

@@ -23,12 +23,16 @@ class Role(NamedTuple):
         refuse: why a given module cannot be replaced, or None.
         layer: whether it is a whole layer, hidden states in and out, which ``verify`` checks on its own.
         head: whether it only tells the backbone inside it that padded positions are read.
+        parts: what the native call of all layers needs of one, or None if it cannot serve that one.
+        forget: told, before they change, that the weights in the module may change.
     """
 
     forward: Callable[..., Any] | type[nn.Module]
     refuse: Callable[[nn.Module], str | None]
     layer: bool = False
     head: bool = False
+    parts: Callable[[Any], Any] | None = None
+    forget: Callable[[nn.Module], None] | None = None
 
 
 class _TwinType(type):
@@ -49,12 +53,20 @@ _roles: dict[type[nn.Module], Role] = {}
 def fused_class(stock: type[nn.Module], role: Role) -> type[nn.Module]:
     """The class that takes the place of ``stock``."""
     if stock not in _fused:
-        made = role.forward if isinstance(role.forward, type) else _twin(stock, role.forward)
+        made = (
+            role.forward
+            if isinstance(role.forward, type)
+            else _twin(stock, role.forward, role.forget)
+        )
         _fused[stock], _stock[made], _roles[made] = made, stock, role
     return _fused[stock]
 
 
-def _twin(stock: type[nn.Module], new_forward: Callable[..., Any]) -> type[nn.Module]:
+def _twin(
+    stock: type[nn.Module],
+    new_forward: Callable[..., Any],
+    forget: Callable[[nn.Module], None] | None,
+) -> type[nn.Module]:
     stock_forward = stock.forward
 
     @functools.wraps(stock_forward)
@@ -62,8 +74,30 @@ def _twin(stock: type[nn.Module], new_forward: Callable[..., Any]) -> type[nn.Mo
         return new_forward(stock_forward, self, *args, **kwargs)
 
     name = f"{_PREFIX}:{stock.__module__}:{stock.__qualname__}".replace(".", "|")
-    body = {"forward": forward, "stock": stock, "__module__": __name__, "__qualname__": name}
+    body: dict[str, Any] = {
+        "forward": forward,
+        "stock": stock,
+        "__module__": __name__,
+        "__qualname__": name,
+    }
+    if forget is not None:
+        body |= {name: _told(getattr(stock, name), forget) for name in _REPLACING}
     return _TwinType(stock.__name__, (stock,), body)  # type: ignore[return-value]
+
+
+_REPLACING = ("train", "_apply", "_load_from_state_dict")  # reach every module of a tree
+
+
+def _told(method: Callable[..., Any], forget: Callable[[nn.Module], None]) -> Callable[..., Any]:
+    """The method, once the module's weights are forgotten; evaluation mode changes none."""
+
+    @functools.wraps(method)
+    def told(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if method.__name__ != "train" or (args or tuple(kwargs.values()) or (True,))[0]:
+            forget(self)
+        return method(self, *args, **kwargs)
+
+    return told
 
 
 def role_of(module: nn.Module) -> Role | None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bigkernels.integrations import outputs, packing
-from bigkernels.integrations.backbone import Call
+from bigkernels.integrations.backbone import Call, one_layer
 from bigkernels.integrations.outputs import Check
 from bigkernels.integrations.permuted import Permuted
 
@@ -92,10 +92,12 @@ class Layers:
             if call is None or call.plan is None:
                 return _first(module.forward(*args, **kwargs))
             hidden = args[0] if args else next(iter(kwargs.values()))
-            packed = packing.unpad(hidden, call.plan)[None]
-            return packing.pad(
-                _first(module.forward(packed, bigkernels_plan=call.plan))[0], call.plan
-            )
+            packed = packing.unpad(hidden, call.plan)
+            if call.precision is not None:
+                out = one_layer(module, packed, call.plan, call.precision)
+            else:
+                out = _first(module.forward(packed[None], bigkernels_plan=call.plan))[0]
+            return packing.pad(out, call.plan)
 
     @contextlib.contextmanager
     def _fused_again(self, layer: nn.Module) -> Iterator[None]:

@@ -1,0 +1,69 @@
+"""Packed copies of weights, used only while they are surely fresh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigkernels.ops.encoder import api
+
+
+def _version(weight: Tensor) -> int:
+    return -1 if weight.is_inference() else weight._version
+
+
+def _identity(weights: Sequence[Tensor]) -> list[Any]:
+    """What changes when a weight is another tensor, or is written by an operation that counts versions."""
+    try:
+        return [(w.data_ptr(), w._version, w.dtype, w.shape) for w in weights]
+    except RuntimeError:  # inference tensors count no versions
+        return [(w.data_ptr(), _version(w), w.dtype, w.shape) for w in weights]
+
+
+class PackedCopy:
+    """The packed copy of one encoder's weights, made at need.
+
+    Fresh means: the tensors have the addresses, dtypes, shapes and versions they were packed at, and their values the
+    fingerprint (fused optimizers, ``.data`` and ``vector_to_parameters`` change values without a new version).
+    Lives outside the model: nothing of it gets into a state_dict, a deepcopy or a pickle.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[list[Any], Tensor, api.Packed] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held now."""
+        kept = self._kept
+        return 0 if kept is None else kept[2].data.nbytes
+
+    def drop(self) -> None:
+        """Frees the copy; the next use packs again."""
+        self._kept = None
+
+    def of(self, weights: Sequence[Tensor], heads: int, precision: str) -> api.Packed:
+        """The packed form of these weights as they are now.
+
+        Args:
+            weights: as ``pack_encoder`` takes them.
+
+        Raises:
+            ValueError, Unsupported: what ``pack_encoder`` raises.
+        """
+        kept = self._kept  # another thread may drop it meanwhile
+        identity = _identity(weights)
+        print_ = api.fingerprint(weights)
+        if kept is not None:
+            packed = kept[2]
+            fits = packed.heads == heads and packed.precision == precision
+            if fits and kept[0] == identity and torch.equal(kept[1], print_):
+                return packed
+            self._kept = kept = None  # freed before the new one is made
+            del packed
+        made = api.pack_encoder([w.detach() for w in weights], heads, precision)
+        # Had another thread written in between, the fingerprint taken before would tell at the next use.
+        self._kept = (identity, print_, made)
+        return made

@@ -1,0 +1,190 @@
+"""All layers of an encoder in one native call: in evaluation, without gradients, where all layers are alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bigkernels import backends, library
+from bigkernels.integrations.packed import PackedCopy
+from bigkernels.integrations.packing import Plan
+from bigkernels.ops.encoder import contract
+
+PRECISIONS: dict[object, str] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    "int8": "int8",
+    "int8_weights": "int8_weights",
+}
+"""What accelerate(dtype=...) takes, and the precision of the products it stands for."""
+
+_BY_SETTING = {"highest": "float32", "high": "high", "medium": "bfloat16"}
+_forward = library.kernels("encoder_forward", contract.BACKENDS)["cpu"]
+
+
+class Layer(NamedTuple):
+    """What a family's layer computes with: its parameters in the order of ``contract.PARTS``, and the constants."""
+
+    weights: tuple[Tensor | None, ...]
+    heads: int
+    scaling: float
+    eps: tuple[float, float]
+    activation: str
+    dropout: float  # the largest rate that is applied now
+    norm_first: bool = False
+    causal: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The arguments of the native call for one encoder.
+
+    Attributes:
+        reason: why there is no such call; the other fields then mean nothing.
+    """
+
+    reason: str | None
+    weights: tuple[Tensor, ...] = ()
+    layer: Layer | None = None
+    hidden: int = 0
+
+    def facts(self, x: Tensor, precision: str) -> contract.Facts:
+        """What the choice of the kernels depends on."""
+        assert self.layer is not None
+        width = x.shape[-1]
+        return contract.Facts(
+            x.device.type, x.dtype, precision, self.layer.activation, self.layer.norm_first,
+            self.layer.causal, width, self.hidden, width // self.layer.heads, False,
+        )  # fmt: skip
+
+
+def recipe(layers: list[Layer | None]) -> Recipe:
+    """How to run these layers, None for one that is of no known family, by one call."""
+    known = [layer for layer in layers if layer is not None]
+    if not known or len(known) < len(layers):
+        return Recipe("a layer is of no family that one call serves")
+    first = known[0]
+    none = torch.empty(0)
+    weights = tuple(none if w is None else w for layer in known for w in layer.weights)
+    shapes = [[None if w is None else w.shape for w in layer.weights] for layer in known]
+    constants = [layer[1:] for layer in known]
+    if constants.count(constants[0]) < len(known) or shapes.count(shapes[0]) < len(known):
+        return Recipe("its layers differ")
+    if first.dropout > 0.0:
+        return Recipe("dropout is on")
+    query, up = weights[0], weights[10]
+    if (
+        first.eps[0] != first.eps[1]
+        or abs(first.scaling * (query.shape[0] / first.heads) ** 0.5 - 1) > 1e-6
+    ):
+        return Recipe("its scale of attention or its two eps are unusual")
+    if any(w.dtype != query.dtype for w in weights if w is not none):
+        return Recipe("its weights have several dtypes")
+    if query.shape[0] != query.shape[1] or query.shape[0] % first.heads:
+        return Recipe(f"its attention is {query.shape[0]} wide, its states {query.shape[1]}")
+    return Recipe(None, weights, first, up.shape[0])
+
+
+class Encoder:
+    """The native call of one encoder, its packed weights and why it last did not run.
+
+    Attributes:
+        asked: the precision ``accelerate`` was asked for, or None: that of the model.
+        reason: why the last call went layer by layer; None if it did not, or there was none.
+        precision: of the last native call.
+    """
+
+    def __init__(self, asked: str | None = None) -> None:
+        self.asked = asked
+        self.reason: str | None = None
+        self.precision: str | None = None
+        self.copy = PackedCopy()
+
+    @property
+    def story(self) -> str:
+        """How the layers last ran, or "" if they have not."""
+        if self.reason is not None:
+            return f"one after another: {self.reason}"
+        return f"one native call, {self.precision}" if self.precision else ""
+
+    def run(self, how: Recipe, x: Tensor, plan: Plan) -> Tensor | None:
+        """The last hidden states (T, E) of packed x (T, E), or None: go layer by layer."""
+        precision = self.asked or _own_precision(x)
+        self.reason = how.reason or self._why_not(how, x, precision)
+        if self.reason is not None:
+            self.copy.drop()
+            return None
+        layer = how.layer
+        assert layer is not None
+        backends.choose("encoder", how.facts(x, precision))
+        packed = self.copy.of(how.weights, layer.heads, precision)
+        self.precision = precision
+        longest = -1 if plan.max_length is None else plan.max_length
+        return _forward(  # type: ignore[no-any-return]
+            x, plan.cu_seq, longest, packed.data, packed.layers, layer.heads, how.hidden,
+            layer.eps[0], layer.activation, layer.norm_first, layer.causal, precision,
+        )  # fmt: skip
+
+    def _why_not(self, how: Recipe, x: Tensor, precision: str) -> str | None:
+        if torch.is_grad_enabled() and (
+            x.requires_grad or any(w.requires_grad for w in how.weights)
+        ):
+            return "gradients are wanted"
+        if not x.is_cpu or any(not w.is_cpu for w in how.weights[:1]):
+            return "it is not on the CPU"
+        if torch.is_autocast_enabled("cpu"):
+            return "autocast is on"
+        if x.dtype != how.weights[0].dtype:
+            return f"its states are {x.dtype}, its weights {how.weights[0].dtype}"
+        asked = backends.asked_for()
+        if asked not in (None, "cpu"):
+            return f"backend {asked} was asked for"
+        reasons = backends.refusals("encoder", "cpu", how.facts(x, precision))
+        return "; ".join(reasons) or None
+
+
+def _own_precision(x: Tensor) -> str:
+    """Products as the model and torch's setting have them."""
+    if x.dtype != torch.float32:
+        return "bfloat16"
+    return _BY_SETTING[torch.get_float32_matmul_precision()]
+
+
+_encoders: weakref.WeakKeyDictionary[nn.Module, Encoder] = weakref.WeakKeyDictionary()
+
+
+def encoder_of(module: nn.Module) -> Encoder:
+    """The native call that belongs to a module, made at the first call; kept beside the model, not in it."""
+    found = _encoders.get(module)
+    if found is None:
+        found = _encoders[module] = Encoder()
+    return found
+
+
+def forget(module: nn.Module) -> None:
+    """Drops the module's packed weights and what ``accelerate`` asked of it."""
+    _encoders.pop(module, None)
+
+
+def drop(module: nn.Module) -> None:
+    """Drops the module's packed weights: they are about to change."""
+    found = _encoders.get(module)
+    if found is not None:
+        found.copy.drop()
+
+
+def known(module: nn.Module) -> Encoder | None:
+    """The module's native call if it has ever had one."""
+    return _encoders.get(module)
+
+
+def why_not_served(precision: str) -> str | None:
+    """Why no encoder at all gets products of this precision here, or None."""
+    facts = contract.Facts(
+        "cpu", torch.float32, precision, "gelu", False, False, 768, 3072, 64, False
+    )
+    return "; ".join(backends.refusals("encoder", "cpu", facts)) or None
