@@ -171,8 +171,10 @@ def _whole(name: str, index: Tensor, ids: Tensor) -> Tensor:
         ) from None
 
 
-def _places(ids: Tensor, rows: Tensor | None) -> Tensor:
-    """The position of each token: its column, or what ``rows`` says."""
+def _places(ids: Tensor, rows: Tensor | None, given: Tensor | None) -> Tensor:
+    """The position of each token: the one given, its column, or what ``rows`` says."""
+    if given is not None:
+        return _whole("position_ids", given, ids)
     if rows is not None:
         return (rows & 0xFFFFFFFF).reshape(ids.shape)
     length = ids.shape[-1] if ids.dim() else 1
@@ -273,11 +275,7 @@ def embedding(
     _check(ids, word, position, types, weight, bias, eps, position_ids, type_ids, padding, dropout_p, rows)  # fmt: skip
     eps, dropout_p = float(eps), float(dropout_p)
     if position is not None:
-        position_ids = (
-            _places(ids, rows)
-            if position_ids is None
-            else _whole("position_ids", position_ids, ids)
-        )
+        position_ids = _places(ids, rows, position_ids)
     if type_ids is not None:
         type_ids = _whole("type_ids", type_ids, ids)
     ids = ids.to(torch.int64)
