@@ -274,8 +274,7 @@ def embedding(
     padding = (padding_idx, position_padding_idx)
     _check(ids, word, position, types, weight, bias, eps, position_ids, type_ids, padding, dropout_p, rows)  # fmt: skip
     eps, dropout_p = float(eps), float(dropout_p)
-    if position is not None:
-        position_ids = _places(ids, rows, position_ids)
+    position_ids = None if position is None else _places(ids, rows, position_ids)
     if type_ids is not None:
         type_ids = _whole("type_ids", type_ids, ids)
     ids = ids.to(torch.int64)
