@@ -81,7 +81,9 @@ fi
 
 prove() {
   step smoke 40 "${pytest[@]}" -k "$device and dense" "${rooms[@]}"
-  step tests 150 "${pytest[@]}" "${workers[@]}" -rfEs -k "$all" "${rooms[@]}"
+  step conformance 60 "$PYTHON" -m tests.conformance --device $device --json "$OUT/conformance.json"
+  quote 12
+  step tests 110 "${pytest[@]}" "${workers[@]}" -rfEs -k "$all" "${rooms[@]}"
   quote 3
   if [ $device = emulated ]; then
     step checks 60 "${pytest[@]}" -k "$some" "${rooms[@]}"

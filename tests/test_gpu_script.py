@@ -102,7 +102,11 @@ def test_gpu_script_passes_its_rehearsal(part, tmp_path) -> None:
     summary = (tmp_path / "summary.txt").read_text()
     assert done.stdout.endswith(summary)
     assert "times say nothing about a GPU" in summary
-    for step in ("machine", "build", "smoke", "tests", "checks") if part == "1" else ("peers",):
+    for step in (
+        ("machine", "build", "smoke", "conformance", "tests", "checks")
+        if part == "1"
+        else ("peers",)
+    ):
         assert f"{step}: ok" in summary
     assert f"part {part}: " in summary
     files = list(tmp_path.iterdir())

@@ -82,6 +82,9 @@ uint64_t integer_result(Operation operation, Type type, uint64_t old, uint64_t o
   return old;
 }
 
+constexpr std::string_view kNames[] = {"add", "min",  "max", "and", "or",
+                                       "xor", "exch", "cas", "inc", "dec"};
+
 void atomic(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
   uint64_t address[kLanes];
   uint8_t* host[kLanes];
@@ -114,6 +117,17 @@ void atomic(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
 }
 
 }  // namespace
+
+int atomic_operation(std::string_view name) {
+  const auto found = std::find(std::begin(kNames), std::end(kNames), name);
+  return found == std::end(kNames) ? -1 : static_cast<int>(found - std::begin(kNames));
+}
+
+uint64_t atomic_result(int operation, Type type, uint64_t old, uint64_t operand) {
+  const auto what = static_cast<Operation>(operation);
+  return type.is_float() && what <= kMax ? float_result(what, type, old, operand)
+                                         : integer_result(what, type, old, operand, 0);
+}
 
 bool decode_atomic(Decoder& decoder) {
   const bool returns = decoder.name == "atom";

@@ -45,6 +45,10 @@ void Block::start(uint64_t index) {
                       launch.options.checked);
   for (std::vector<uint8_t>& memory : local_) memory.assign(kernel.local_bytes, 0xff);
   barriers_.clear();
+  phase_barriers.clear();
+  transfers.clear();
+  engine_clock = 1;
+  idle = 0;
   steps = 0;
   for (Warp& warp : warps) {
     warp.live = warp.started;
@@ -59,74 +63,9 @@ void Block::start(uint64_t index) {
     warp.open_products.clear();
     warp.product_groups.clear();
     warp.product_groups_begun = 0;
+    warp.bulk_groups.fill(0);
     fill_specials(warp);
   }
-}
-
-void Block::fill_specials(Warp& warp) {
-  for (const SpecialRow& special_row : kernel.specials) {
-    const Operand operand{Operand::kRegisters, special_row.bytes, false, special_row.offset, 0};
-    for (int lane = 0; lane < kLanes; ++lane) {
-      set_lane(warp, operand, lane, special(special_row.special, warp, warp.id * kLanes + lane));
-    }
-  }
-}
-
-uint64_t Block::special(Special which, const Warp& warp, uint32_t thread) const {
-  using S = Special;
-  const auto& block = launch.block;
-  const uint32_t bit = 1u << (thread % kLanes);
-  switch (which) {
-    case S::kTidX:
-      return thread % block[0];
-    case S::kTidY:
-      return thread / block[0] % block[1];
-    case S::kTidZ:
-      return thread / block[0] / block[1];
-    case S::kBlockX:
-      return block[0];
-    case S::kBlockY:
-      return block[1];
-    case S::kBlockZ:
-      return block[2];
-    case S::kCtaX:
-      return cta_[0];
-    case S::kCtaY:
-      return cta_[1];
-    case S::kCtaZ:
-      return cta_[2];
-    case S::kGridX:
-      return launch.grid[0];
-    case S::kGridY:
-      return launch.grid[1];
-    case S::kGridZ:
-      return launch.grid[2];
-    case S::kLane:
-      return thread % kLanes;
-    case S::kWarp:
-      return warp.id;
-    case S::kWarps:
-      return warps.size();
-    case S::kMultiprocessor:
-      return index_ % 132;
-    case S::kDynamicShared:
-      return launch.dynamic_shared;
-    case S::kMaskLess:
-      return bit - 1;
-    case S::kMaskLessEqual:
-      return bit | (bit - 1);
-    case S::kMaskGreater:
-      return ~(bit | (bit - 1));
-    case S::kMaskGreaterEqual:
-      return ~(bit - 1);
-    case S::kMaskEqual:
-      return bit;
-    case S::kOne:
-      return 1;
-    case S::kZero:
-      break;
-  }
-  return 0;
 }
 
 std::string Block::where(uint32_t pc) const {
@@ -165,7 +104,14 @@ void Block::run(uint64_t index) {
     if (able.empty()) {
       const bool over =
           std::all_of(warps.begin(), warps.end(), [](const Warp& warp) { return warp.live == 0; });
-      if (over) return;
+      if (over) {
+        if (!transfers.empty()) report(*transfers[0].instruction, "a bulk copy outlives its block");
+        return;
+      }
+      if (!transfers.empty()) {
+        finish_transfer(random() % transfers.size());
+        continue;
+      }
       std::string text;
       for (const Warp& warp : warps) {
         if (warp.live == 0) continue;
@@ -177,12 +123,41 @@ void Block::run(uint64_t index) {
     }
     Warp& warp = warps[able[random() % able.size()]];
     run_warp(warp, able.size() == 1 ? 1000 : 1 + random() % 200);
+    idle = yielded ? idle + 1 : 0;
+    yielded = false;
+    if (idle > 0 || !transfers.empty()) run_copy_engine(able.size() == 1);
     if (steps > launch.options.limit) {
       fail("block %llu hangs: %llu instructions, warp %u at %s",
            static_cast<unsigned long long>(index), static_cast<unsigned long long>(steps), warp.id,
            warp.groups.empty() ? "its end" : where(warp.groups[0].pc).c_str());
     }
   }
+}
+
+// Some transfers end now; all of them, before waiting can be called a hang.
+void Block::run_copy_engine(bool nothing_else) {
+  const bool stuck = idle > 20 * warps.size() || (nothing_else && idle > 0);
+  if (!transfers.empty()) {
+    if (stuck || random() % 8 == 0) finish_transfer(random() % transfers.size());
+    return;
+  }
+  if (idle > 200 + 50 * warps.size()) look_for_hang();
+}
+
+void Block::look_for_hang() const {
+  std::string text;
+  for (const auto& [offset, barrier] : phase_barriers) {
+    text +=
+        format("\n  mbarrier at byte %u, phase %llu: %u of %u arrivals and %lld bytes are missing",
+               offset - kSharedStart, static_cast<unsigned long long>(barrier.phase),
+               barrier.pending, barrier.count, static_cast<long long>(barrier.bytes));
+  }
+  for (const Warp& warp : warps) {
+    if (warp.live == 0) continue;
+    text += format("\n  warp %u at ", warp.id) + where(warp.groups[0].pc);
+  }
+  fail("block %llu hangs: nobody completes the phase that these warps wait for:%s",
+       static_cast<unsigned long long>(index_), text.c_str());
 }
 
 bool Block::complete(const Warp& warp, const Group& group) const {
@@ -217,7 +192,7 @@ void Block::run_warp(Warp& warp, uint32_t quantum) {
     const uint32_t stop = last ? ~0u : warp.groups[chosen + 1].pc;
     const uint32_t used = run_group(warp, warp.groups[chosen], stop, quantum);
     steps += used;
-    quantum -= std::min(used, quantum);
+    quantum = yielded ? 0 : quantum - std::min(used, quantum);
     if (warp.groups.size() > 1) regroup(warp);
   }
 }
@@ -241,6 +216,11 @@ uint32_t Block::run_group(Warp& warp, Group& group, uint32_t stop, uint32_t quan
         if (!alone && !complete(warp, group)) return used - 1;
         ++group.pc;
         if (mask != 0) instruction.run(*this, warp, instruction, mask);
+        break;
+      case Flow::kWait:
+        ++group.pc;
+        if (mask != 0) instruction.run(*this, warp, instruction, mask);
+        if (yielded) return used;
         break;
       case Flow::kBranch:
         if (mask == 0) {
@@ -276,6 +256,13 @@ void Block::branch(Warp& warp, Group& group, uint32_t taken, const Instruction& 
 }
 
 void Block::leave(Warp& warp, Group& group, uint32_t mask, const Instruction& instruction) {
+  for (const Transfer& transfer : transfers) {
+    if (transfer.store && transfer.thread / kLanes == warp.id &&
+        (mask >> transfer.thread % kLanes & 1)) {
+      report(instruction,
+             format("thread %u ends while its bulk stores are under way", transfer.thread));
+    }
+  }
   for_lanes(mask, [&](int lane) {
     if (!warp.open_copies[lane].empty() || !warp.copy_groups[lane].empty()) {
       report(instruction, format("thread %u ends while its asynchronous copies are under way",

@@ -7,6 +7,7 @@
 
 #include "global_memory.h"
 #include "shared_memory.h"
+#include "transfer.h"
 #include "types.h"
 
 namespace emulator {
@@ -40,6 +41,7 @@ struct Warp {
   std::vector<uint64_t> open_products;          // chunks of shared memory that wgmma reads
   std::deque<std::vector<uint64_t>> product_groups;
   uint64_t product_groups_begun = 0;
+  std::array<uint64_t, kLanes> bulk_groups{};  // of each lane, committed
 };
 
 struct Barrier {
@@ -102,6 +104,10 @@ class Block {
     return {warp.id * kLanes + lane, warp.id, &warp.seen, accesses_};
   }
   void arrive_at_barrier(Warp& warp, const Instruction& instruction, uint32_t mask);
+  // The mbarrier at an offset, or null; its use by this lane is checked.
+  PhaseBarrier* phase_barrier(Warp& warp, const Instruction& instruction, uint32_t lane,
+                              uint32_t offset);
+  void finish_transfer(size_t index);
   uint32_t random() {
     random_ ^= random_ << 13, random_ ^= random_ >> 7, random_ ^= random_ << 17;
     return static_cast<uint32_t>(random_ >> 32);
@@ -112,6 +118,11 @@ class Block {
   SharedMemory shared_memory;
   std::vector<Warp> warps;
   uint64_t steps = 0;
+  std::map<uint32_t, PhaseBarrier> phase_barriers;  // by their offsets
+  std::vector<Transfer> transfers;
+  uint32_t engine_clock = 1;
+  bool yielded = false;  // the warp that runs waits for a phase that is not over
+  uint32_t idle = 0;     // turns in a row that were given up like this
 
  private:
   void start(uint64_t index);
@@ -126,6 +137,8 @@ class Block {
   bool complete(const Warp& warp, const Group& group) const;
   void release(uint32_t id);
   std::vector<uint32_t> ready();
+  void look_for_hang() const;
+  void run_copy_engine(bool nothing_else);
   std::string where(uint32_t pc) const;
   uint8_t* private_memory(const Instruction& instruction, Space space, uint32_t thread,
                           uint64_t offset, uint32_t bytes);

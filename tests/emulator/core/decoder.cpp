@@ -144,9 +144,10 @@ Space Decoder::space() const {
 }
 
 void decode(Decoder& decoder) {
-  for (const auto family : {decode_integer, decode_float, decode_half, decode_bits, decode_select,
-                            decode_convert, decode_memory, decode_atomic, decode_warp,
-                            decode_control, decode_matrix, decode_async, decode_wgmma}) {
+  for (const auto family :
+       {decode_integer, decode_float, decode_half, decode_bits, decode_select, decode_convert,
+        decode_memory, decode_atomic, decode_warp, decode_control, decode_matrix, decode_async,
+        decode_phase_barrier, decode_bulk, decode_wgmma}) {
     if (family(decoder)) return;
   }
   decoder.unsupported("the emulator has no such opcode");

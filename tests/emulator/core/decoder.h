@@ -59,6 +59,8 @@ bool decode_warp(Decoder& decoder);
 bool decode_control(Decoder& decoder);
 bool decode_matrix(Decoder& decoder);
 bool decode_async(Decoder& decoder);
+bool decode_phase_barrier(Decoder& decoder);
+bool decode_bulk(Decoder& decoder);
 bool decode_wgmma(Decoder& decoder);
 
 }  // namespace emulator

@@ -68,6 +68,7 @@ enum class Flow : uint8_t {
   kExit,
   kConverge,  // the lanes named by operand `members` run it together
   kBarrier,   // may suspend the warp
+  kWait,      // may have to be tried again: others get their turn
 };
 
 struct Instruction {
