@@ -93,7 +93,10 @@ def atomics() -> Iterator[Case]:
         "  bar.sync 0;\n  red.shared.add.u32 [%r3], %r1;\n  bar.sync 0;\n  ld.shared.b32 %r2, [%r3];\n"
     )
     yield program("red.shared of all threads", "atomic", body + THERE, shared=256)
-    # Vectors of floats: each thread its own 16 bytes, twice.
+
+
+def vector_reductions() -> Iterator[Case]:
+    """Vectors of floats, each thread its own, twice."""
     for vector, sort, size in (
         ("v2", "f32", 8),
         ("v4", "f32", 16),
@@ -110,11 +113,8 @@ def atomics() -> Iterator[Case]:
             f"  ld.global.{vector}.{'f32' if sort == 'f32' else 'b32'} {{{registers}}}, [%d41];\n"
         )
         for _ in range(2):
-            body += (
-                f"  red.global{zero and ''}.add{zero}.{vector}.{sort} [%d42], {{{registers}}};\n"
-            )
-        kind = sort if sort != "f32" else "f32"
-        inputs = (kind,)
+            body += f"  red.global.add{zero}.{vector}.{sort} [%d42], {{{registers}}};\n"
+        kind, inputs = sort, (sort,)
         yield program(
             f"red.global.add.{vector}.{sort}",
             "atomic",
@@ -187,5 +187,5 @@ def copies() -> Iterator[Case]:
 
 
 def cases() -> Iterator[Case]:
-    for family in (memory, atomics, warps, copies):
+    for family in (memory, atomics, vector_reductions, warps, copies):
         yield from family()
