@@ -16,11 +16,12 @@ extern "C" __attribute__((visibility("default"))) const char* bigkernels_cpu_isa
   }
 }
 
-// cycles[0], cycles[1]: best and worst core of common/cpu/core_state.h; zeros without AMX.
+// figures: best, worst and operations of common/cpu/core_state.h; zeros without AMX.
 extern "C" __attribute__((visibility("default"))) void bigkernels_core_state(int num_threads,
-                                                                             double* cycles) {
-  bigkernels::CoreState state{0, 0};
+                                                                             double* figures) {
+  bigkernels::CoreState state{0, 0, 0};
   if (bigkernels::kernels_for("amx") != nullptr) state = bigkernels::core_state(num_threads);
-  cycles[0] = state.best;
-  cycles[1] = state.worst;
+  figures[0] = state.best;
+  figures[1] = state.worst;
+  figures[2] = state.operations;
 }

@@ -26,7 +26,7 @@ def made(seed=0, noise=0.03, slower=(), chosen=None):
             for peer in peers.PEERS
             if case.group in peer.groups and peer.build and not peer.gpu
         ]
-        rows += record.rows(case, answers, {}, ROOFS)
+        rows += [row | record.roof(row, ROOFS) for row in record.rows(case, answers, {})]
     return {
         "schema": record.SCHEMA,
         "mode": "full",

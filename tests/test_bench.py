@@ -42,8 +42,7 @@ def test_rows_compare_rounds_of_one_core_state():
     ours = [[0, 2.0, "slow", True], [1, 2.0, "slow", True], [2, 2.0, "mixed", True]]
     ours += [[turn, 0.5, "fast", True] for turn in range(3, 6)] + [[6, 9.0, "fast", False]]
     answers = [answer("torch", base), answer("bigkernels", ours), answer("other", [], refused="no")]
-    roofs = {"flops": {"float32": 1e9}, "copy": {"L2": 1e9, "L3": 1e9, "memory": 1e9}}
-    rows = record.rows(cases.find(TINY), answers, {"bigkernels": {"error": 1.0}}, roofs)
+    rows = record.rows(cases.find(TINY), answers, {"bigkernels": {"error": 1.0}})
     stock, mine, refused = rows
     assert (stock["state"], stock["median"], stock["speed_up"]) == ("fast", 1.0, 1.0)
     assert (mine["median"], mine["speed_up"], mine["dropped"]) == (0.5, 2.0, 1)

@@ -116,10 +116,10 @@ def test_the_grid_marks_the_cells_below_stock():
         return {**facts, "samples": samples, "disturbed": False}
 
     full = grid.grid_cases(quick=False)
-    assert len(full) == 36
+    assert len(full) == 3 * (6 + 7)
     assert all(cases.find(case.id).batch == case.batch for case in full)
     case = full[0]
-    stock = row(grid.PEERS[0], [1.0, 1.1, 0.9, 1.0, 1.0])
+    stock = row(peers.BASELINES["encoder"], [1.0, 1.1, 0.9, 1.0, 1.0])
     noisy = [s * f for (_, s), f in zip(stock["samples"], (1.3, 0.8, 1.6, 1.05, 0.9), strict=True)]
     for seconds, speed_up, slower in (
         ([2.0 * s for _, s in stock["samples"]], 0.5, True),
@@ -129,6 +129,26 @@ def test_the_grid_marks_the_cells_below_stock():
         (cell,) = grid.cells({"rows": [stock, row(peers.OURS, seconds)]})
         assert cell.speed_up == pytest.approx(speed_up) and cell.slower == slower
         assert (cell.model, cell.batch, cell.length) == ("minilm", 1, 16)
+        assert (cell.precision, cell.keep) == ("float32", slower)
+        kept = '[\n  ["float32", 384, 1, 16]\n]' if slower else "[]"
+        record = {"rows": [stock, row(peers.OURS, seconds)]}
+        assert grid.slower_table(record) == f'{{"cells": {kept}}}\n'
         (unsure,) = grid.cells({"rows": [stock | {"disturbed": True}, row(peers.OURS, seconds)]})
         assert not unsure.slower
-        assert grid.rows([cell], "minilm") == [["1", f"{speed_up:.2f}{' !' if slower else ''}"]]
+        shown = f"{speed_up:.2f}{' !' if slower else ''}"
+        assert grid.rows([cell], "minilm", "float32") == [["1", shown]]
+
+
+def test_the_grid_counts_the_faster_stock_but_keeps_only_what_was_there():
+    facts = {"case": "encoder forward minilm dense 4x16", "shape": "minilm 4x16"}
+    fast, same = [[t, 0.5] for t in range(5)], [[t, 1.0] for t in range(5)]
+    rows = [
+        {**facts, "peer": peer, "samples": samples, "disturbed": False}
+        for peer, samples in (
+            ("HF sdpa", same),
+            ("nn.TransformerEncoder", fast),
+            (peers.OURS, same),
+        )
+    ]
+    (cell,) = grid.cells({"rows": rows})
+    assert (cell.speed_up, cell.slower, cell.keep) == (0.5, True, False)

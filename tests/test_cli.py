@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -212,9 +213,6 @@ def test_a_model_that_is_not_there_is_one_line(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("transformers", reason="needs transformers")
-    from bigkernels.cli import throughput
-
-    monkeypatch.setattr(throughput, "raw_texts", lambda: ["good"] * 64)
     assert main(command.split()) == 1
     assert capsys.readouterr().err == f"bigkernels {command.split()[0]}: no such folder: /nowhere\n"
 
@@ -301,28 +299,31 @@ def test_a_run_without_flags_writes_where_git_does_not_look() -> None:
     assert "/runs/" in ignored
 
 
-def test_bench_ends_in_three_lines(
-    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_bench_of_a_users_model_runs_the_harness_and_ends_in_three_lines(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from bigkernels.cli import throughput
+    from bigkernels.bench import encoders
+    from bigkernels.cli import mine
 
-    texts = [" ".join(["good", "film"] * (1 + i % 7)) for i in range(64)]
-    monkeypatch.setattr(throughput, "raw_texts", lambda: texts)
-    flags = ["bench", "--quick", "--mine", str(model), "--batch-size", "8"]
-    assert main(flags) == 0
+    texts = [" ".join(["good", "film"] * (1 + i % 7)) for i in range(2000)]
+    monkeypatch.setattr(mine, "raw_texts", lambda: texts)
+    monkeypatch.setattr(encoders, "raw_texts", lambda: texts)
+    flags = ["bench", "--quick", "--rounds", "2", "--mine", str(model), "--batch-size", "8"]
+    assert main([*flags, "--out", str(tmp_path)]) == 0
     speed_up, difference, code = capsys.readouterr().out.splitlines()[-3:]
-    assert speed_up.startswith("speed-up: ")
-    assert "x (file order), " in speed_up
+    assert re.fullmatch(
+        r"speed-up: \S+x \(snippets 8x\d+\), \S+x \(sorted 8x\d+\), \S+x \(dense 1x16\)", speed_up
+    )
     assert difference.startswith("largest difference from stock: ")
     assert difference.endswith("(verified)")
     assert code == "import bigkernels; bigkernels.accelerate(model)"
-    assert main([*flags, "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert [m["order"] for m in result["throughput"]] == ["file order", "length-sorted"]
-    for measured in result["throughput"]:
-        assert 1 <= measured["batches"] <= 6
-        expected = measured["stock_seconds"] / measured["seconds"]
-        assert measured["speed_up"] == pytest.approx(expected)
+    found = json.loads((tmp_path / "mine.json").read_text())
+    assert found["verification"]["passed"]
+    assert {row["peer"] for row in found["rows"]} == {"HF sdpa", "bigkernels"}
+    assert all(row["speed_up"] > 0 and row["error_ratio"] > 0 for row in found["rows"])
 
 
 def test_finetune_compares_and_prints_one_json_object(

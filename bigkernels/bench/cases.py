@@ -19,7 +19,8 @@ class Case:
     id: unique. group: of GROUPS. mode: forward (no gradients), backward (alone), training (forward
     and backward; of an encoder also the optimizer), end_to_end (text in, sentence vectors out),
     overhead (a call too small to compute anything). shape: for people. dtype: of the inputs; of an
-    encoder "" (each peer says its own). quick: also in quick runs. flops, bytes: what a call must
+    encoder "" (each peer says its own). quick: also in quick runs. compiled: also by peers that take
+    minutes to set up. flops, bytes: what a call must
     compute and move, 0 = unknown. tokens: real ones of an encoder's batch, length: the sequence
     length, 0 = none. problem: the call, a bigkernels.testing case. batch: (model, B, L, kind) of
     an encoder.
@@ -34,6 +35,7 @@ class Case:
     flops: int = 0
     bytes: int = 0
     length: int = 0
+    compiled: bool = False
     problem: Any = None
     batch: tuple[str, int, int, str] | None = None
 
@@ -51,10 +53,11 @@ def find(name: str) -> Case:
     """The case of an id, also of a user's model or of the grid; raises KeyError."""
     if name in catalogue():
         return catalogue()[name]
-    group, mode, model, batch = name.split(" ", 3)
-    if group != "encoder":
+    group, _, rest = name.partition(" ")
+    mode, _, rest = rest.partition(" ")
+    if group != "encoder" or rest.count(" ") < 2:
         raise KeyError(name)
-    kind, size = batch.rsplit(" ", 1)
+    model, kind, size = rest.rsplit(" ", 2)  # a path may have blanks
     rows, length = size.split("x")
     return encoder_case(model, int(rows), int(length), kind, mode, False)
 
@@ -64,7 +67,8 @@ def encoder_case(model: str, size: int, length: int, kind: str, mode: str, quick
     name = f"encoder {mode} {model} {kind} {size}x{length}"
     shape = f"{model} {size}x{length}{'' if kind == 'dense' else ' ' + kind}"
     batch = (model, size, length, kind)
-    return Case(name, "encoder", mode, shape, "", quick, length=length, batch=batch)
+    facts: dict[str, Any] = {"length": length, "batch": batch, "compiled": batch in _COMPILED}
+    return Case(name, "encoder", mode, shape, "", quick, **facts)
 
 
 def _layer_norm() -> Iterator[Case]:
@@ -140,6 +144,14 @@ def _feed_forward() -> Iterator[Case]:
             yield _room(problem, "training", shape, False, 3 * flops, bytes=3 * size)
 
 
+_COMPILED = (
+    ("minilm", 1, 16, "dense"),
+    ("minilm", 8, 128, "dense"),
+    ("minilm", 16, 128, "ragged"),
+    ("bert-base", 8, 128, "dense"),
+)
+
+
 def _encoders() -> Iterator[Case]:
     for mode, size, length, kind, quick in (
         ("forward", 1, 16, "dense", True),
@@ -147,9 +159,11 @@ def _encoders() -> Iterator[Case]:
         ("forward", 8, 128, "dense", True),
         ("forward", 16, 128, "ragged", True),
         ("forward", 32, 512, "snippets", False),
-        ("end_to_end", 32, 512, "snippets", True),
+        ("end_to_end", 16, 512, "snippets", True),
+        ("end_to_end", 32, 512, "snippets", False),
+        ("training", 8, 64, "ragged", True),
         ("training", 8, 128, "dense", False),
-        ("training", 16, 128, "ragged", True),
+        ("training", 16, 128, "ragged", False),
         *(("forward", 16, 128, f"fill_{fill}", False) for fill in (0.25, 0.5, 0.75, 1.0)),
         *(("forward", 4, length, "dense", False) for length in (32, 64, 256, 512)),
     ):
@@ -159,6 +173,8 @@ def _encoders() -> Iterator[Case]:
         (1, 128, "dense"),
         (8, 128, "dense"),
         (16, 128, "ragged"),
+        (1, 512, "dense"),
+        (4, 512, "dense"),
     ):
         yield encoder_case("bert-base", size, length, kind, "forward", False)
 
@@ -168,7 +184,8 @@ def _room(problem: Any, mode: str, shape: str, quick: bool, flops: int = 0, **si
     dtype = str(problem.dtype).removeprefix("torch.")
     name = " ".join([*words, shape, dtype])
     shown = " ".join([problem.operation, *_marks(problem), shape])
-    return Case(name, problem.room, mode, shown, dtype, quick, flops, problem=problem, **sizes)
+    sizes |= {"problem": problem, "compiled": quick}
+    return Case(name, problem.room, mode, shown, dtype, quick, flops, **sizes)
 
 
 def _marks(problem: Any) -> list[str]:

@@ -21,17 +21,22 @@ _SIZES = {"L2": 1 << 19, "L3": 1 << 23, "memory": 1 << 27}
 def core_state(threads: int) -> str:
     """ "fast" if AMX products run undisturbed on every core, "slow" if on none, else "mixed"; "" where
     there is no AMX to ask. Takes 10 to 100 us."""
-    probe = _probe()
-    if probe is None:
-        return ""
-    cycles = (ctypes.c_double * 2)()
-    probe(threads, cycles)
-    best, worst = cycles
+    best, worst, _ = _asked(threads)
     if worst == 0:
         return ""
     if worst < FAST_CYCLES:
         return "fast"
     return "slow" if best >= FAST_CYCLES else "mixed"
+
+
+def _asked(threads: int) -> tuple[float, ...]:
+    """Cycles of a tile product on the best and the worst core, operations a second of all; zeros
+    without AMX."""
+    figures = (ctypes.c_double * 3)()
+    probe = _probe()
+    if probe is not None:
+        probe(threads, figures)
+    return tuple(figures)
 
 
 @functools.cache
@@ -48,9 +53,23 @@ def _probe() -> Callable[..., None] | None:
     return probe  # type: ignore[no-any-return]
 
 
-def measure(threads: int, seconds: float = 0.4) -> dict[str, dict[str, float]]:
+Roofs = dict[str, dict[str, float]]
+
+
+def highest(before: Roofs, found: Roofs) -> Roofs:
+    """The better of two measurements, figure by figure: a ceiling is what was reached once."""
+    return {
+        kind: {
+            name: max(value, before.get(kind, {}).get(name, 0.0)) for name, value in kinds.items()
+        }
+        for kind, kinds in found.items()
+    }
+
+
+def measure(threads: int, seconds: float = 0.4) -> Roofs:
     """bytes: copied (each byte read and written counts twice) and read a second by where they lie;
-    flops: of the library's products by dtype. The best of many samples, `seconds` for each."""
+    flops: of the library's products by dtype, and for bfloat16 what tile products and their loads
+    reach without anything else. The best of many samples, `seconds` for each."""
     torch.set_num_threads(threads)
     found: dict[str, dict[str, float]] = {"copy": {}, "read": {}, "flops": {}}
     for place, size in _SIZES.items():
@@ -61,6 +80,8 @@ def measure(threads: int, seconds: float = 0.4) -> dict[str, dict[str, float]]:
         found["read"][place] = size / _best(source.sum, seconds)
     for dtype in (torch.float32, torch.bfloat16):
         found["flops"][str(dtype).removeprefix("torch.")] = _products(dtype, seconds)
+    tiles = max(_asked(threads)[2] for _ in range(100))
+    found["flops"]["bfloat16"] = max(tiles, found["flops"]["bfloat16"])
     return found
 
 

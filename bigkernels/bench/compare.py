@@ -12,14 +12,16 @@ from . import peers
 # A change smaller than this is nobody's business, however quiet the machine was.
 SMALLEST = math.log(1.05)
 SIGMAS = 3.0
+# What two runs differ in at least; in the logarithm.
+LEAST_NOISE = 0.015
 Record = Mapping[str, Any]
 
 
 class Change(NamedTuple):
     """One row of both records. before, after: speed-up over the baseline of the same run. change:
-    logarithm of after / before; limit: what it may be, from the noise. disturbed: one of the four
-    measurements has disturbed samples only, and nothing can be said. regressed: whether it is worse
-    than the limit, ours, and not disturbed."""
+    logarithm of after / before, less what changed for the case's peers; limit: what it may be, from
+    the noise. disturbed: one of the two measurements has disturbed samples only, and nothing can be
+    said. regressed: whether it is worse than the limit, ours, and not disturbed."""
 
     case: str
     peer: str
@@ -34,25 +36,54 @@ class Change(NamedTuple):
 def compare(before: Record, after: Record) -> list[Change]:
     """Every row that both records have, with a speed-up over the baseline.
 
-    Each row's noise is the standard error of the median of its rounds' ratios, in both runs. What the
-    two runs differ in for reasons of the machine is seen in the peers, which did not change: their
-    spread is everybody's noise. The limit is the larger of the two, times SIGMAS.
+    Nobody touched the peers: the median of what changed for a case's peers is the machine's, and is
+    taken off. A row's noise is the standard error of the median of its rounds' ratios, in both runs;
+    in units of it, the peers' own changes say how much more two runs differ than rounds do.
     """
     pairs = _pairs(before, after)
-    spread = {group: _between_runs(pairs, group) for group in {key[0] for key in pairs}}
-    found = []
     unsure = _disturbed(before) | _disturbed(after)
-    for (group, case, peer), ((a, noise_a), (b, noise_b)) in pairs.items():
-        own = math.hypot(noise_a, noise_b)
-        limit = max(SMALLEST, SIGMAS * own, SIGMAS * spread[group])
-        disturbed = bool({(case, peer), (case, peers.BASELINES[group])} & unsure)
-        regressed = peer.startswith(peers.OURS) and not disturbed and b - a < -limit
-        change = Change(case, peer, math.exp(a), math.exp(b), b - a, limit, disturbed, regressed)
-        found.append(change)
+    moved = {key: b - a - _common(pairs, key) for key, ((a, _), (b, _)) in pairs.items()}
+    noise = {
+        key: math.hypot(noise_a, noise_b, LEAST_NOISE)
+        for key, ((_, noise_a), (_, noise_b)) in pairs.items()
+    }
+    theirs = [
+        moved[key] / noise[key]
+        for key in pairs
+        if not key[2].startswith(peers.OURS) and key[1:] not in unsure
+    ]
+    sigmas = SIGMAS * max(1.0, _spread(theirs))
+    found = []
+    for key, ((a, _), (b, _)) in pairs.items():
+        limit = max(SMALLEST, sigmas * noise[key])
+        disturbed = key[1:] in unsure
+        regressed = key[2].startswith(peers.OURS) and not disturbed and moved[key] < -limit
+        found.append(
+            Change(*key[1:], math.exp(a), math.exp(b), moved[key], limit, disturbed, regressed)
+        )
     return sorted(found, key=lambda c: c.change)
 
 
-Pairs = dict[tuple[str, str, str], tuple[tuple[float, float], tuple[float, float]]]
+Key = tuple[str, str, str]
+Pairs = dict[Key, tuple[tuple[float, float], tuple[float, float]]]
+
+
+def _common(pairs: Pairs, key: Key) -> float:
+    """What changed for the other peers of a row's case; the baseline, which is one, has changed by 0."""
+    others = [
+        b - a
+        for other, ((a, _), (b, _)) in pairs.items()
+        if other[1] == key[1] and other != key and not other[2].startswith(peers.OURS)
+    ]
+    return statistics.median([0.0, *others])
+
+
+def _spread(values: Sequence[float]) -> float:
+    """The deviation that the middle and the tails of the values call for; 0 of a few."""
+    if len(values) < 5:
+        return 0.0
+    tail = statistics.quantiles((abs(value) for value in values), n=20)[-1]
+    return max(_deviation(values), tail / 1.96)
 
 
 def _disturbed(record: Record) -> set[tuple[str, str]]:
@@ -90,13 +121,3 @@ def standard_error(values: Sequence[float]) -> float:
 def _deviation(values: Sequence[float]) -> float:
     middle = statistics.median(values)
     return 1.4826 * statistics.median(abs(value - middle) for value in values)
-
-
-def _between_runs(pairs: Pairs, group: str) -> float:
-    """The deviation of the peers' changes, of all groups where this one has too few peers."""
-    theirs = {
-        key: b - a for key, ((a, _), (b, _)) in pairs.items() if not key[2].startswith(peers.OURS)
-    }
-    own = [change for key, change in theirs.items() if key[0] == group]
-    chosen = own if len(own) >= 5 else list(theirs.values())
-    return _deviation(chosen) if len(chosen) >= 5 else 0.0

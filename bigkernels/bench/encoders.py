@@ -6,7 +6,6 @@ Nothing here keeps torch loaded in a process that does not need it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -24,6 +23,7 @@ _BERT_BASE: dict[str, Any] = {
     "num_attention_heads": 12,
     "num_hidden_layers": 12,
     "intermediate_size": 3072,
+    "max_position_embeddings": 1024,
 }
 
 
@@ -41,6 +41,16 @@ class Batch:
         """Real tokens."""
         return int(self.mask.sum())
 
+    def save(self, file: Path) -> None:
+        """Writes it for the peers' processes."""
+        np.savez(file, ids=self.ids, mask=self.mask, texts=np.array(self.texts, dtype=str))
+
+    @staticmethod
+    def load(file: Path) -> Batch:
+        """What `save` wrote."""
+        found = np.load(file)
+        return Batch(found["ids"], found["mask"], tuple(found["texts"].tolist()))
+
 
 def folder(name: str) -> Path:
     """The model's folder in transformers' format: a name of NAMES, or a path, which stays as it is.
@@ -52,7 +62,7 @@ def folder(name: str) -> Path:
         return minilm_path()
     if name != "bert-base":
         return Path(name)
-    made = cache_folder() / "bench" / "bert-base-random"
+    made = cache_folder() / "bench" / "bert-base-random-1024"
     if not (made / "model.safetensors").is_file():
         _write_random(made)
     return made
@@ -67,9 +77,11 @@ def tokenizer(name: str) -> Any:
 
 def facts(name: str) -> dict[str, int]:
     """layers, heads, hidden, intermediate of the model's configuration."""
-    config = json.loads((folder(name) / "config.json").read_text())
-    names = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
-    values = [int(config[key]) for key in names]
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder(name))
+    inner = getattr(config, "intermediate_size", None) or config.hidden_dim
+    values = (config.num_hidden_layers, config.num_attention_heads, config.hidden_size, inner)
     return dict(zip(("layers", "heads", "hidden", "intermediate"), values, strict=True))
 
 
@@ -78,12 +90,16 @@ def batch(name: str, size: int, length: int, kind: str) -> Batch:
 
     kind: "dense" (size x length, no padding), "ragged" (lengths drawn from a lognormal, the first
     row full, 56 % real), "snippets" (movie snippets as they come, padded to the longest; length
-    only limits them), or "fill_0.25": rows between half and one and a half times a fill of 0.25.
+    only limits them), "sorted" (snippets of about one length), or "fill_0.25": rows between half
+    and one and a half times a fill of 0.25.
     """
     tokens = tokenizer(name)
     texts = raw_texts()
-    if kind == "snippets":
+    if kind in ("snippets", "sorted"):
         chosen = tuple(texts[1000 : 1000 + size])
+        if kind == "sorted":
+            middle = (len(texts) - size) // 2
+            chosen = tuple(sorted(texts, key=len)[middle : middle + size])
         made = tokens(list(chosen), padding=True, truncation=True, max_length=length)
         ids, mask = (np.array(made[key], dtype=np.int64) for key in ("input_ids", "attention_mask"))
         return Batch(ids, mask, chosen)
@@ -115,7 +131,11 @@ def _lengths(size: int, length: int, kind: str) -> Array:
 
 def converted(name: str, kind: str) -> Path:
     """A folder in the cache for a peer's own form of the model; the peer fills it if it is empty."""
-    key = name if name in NAMES else Path(name).resolve().as_posix().strip("/").replace("/", "_")
+    key = name
+    if name not in NAMES:  # a model that was trained further is another one
+        path = Path(name).resolve()
+        changed = max((file.stat().st_mtime_ns for file in path.glob("*")), default=0)
+        key = f"{path.as_posix().strip('/').replace('/', '_')}-{changed:x}"
     return cache_folder() / "bench" / f"{key}-{kind}"
 
 

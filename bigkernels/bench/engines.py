@@ -27,7 +27,6 @@ def onnxruntime(model: str, threads: int, precision: str) -> Built:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     path = _onnx(model, precision)
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = {entry.name for entry in session.get_inputs()}

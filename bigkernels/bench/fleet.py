@@ -19,6 +19,11 @@ from bigkernels.testing.timing import turned
 from . import cases
 from .peers import Peer
 
+# Threads out of work spin for some milliseconds, then sleep: as by default as long as a model runs,
+# but the next peer is not held up by the last one's spinning (16 ms in GNU's OpenMP, 200 in LLVM's).
+SPIN = {"GOMP_SPINCOUNT": "60000", "KMP_BLOCKTIME": "3"}
+SPINNING = 4e-3
+
 
 class Process:
     """One peer's process; a dead or silent one refuses everything with the reason."""
@@ -28,13 +33,15 @@ class Process:
         kind = "encoder" if "encoder" in peer.groups else "room"
         command = [sys.executable, "-m", "bigkernels.bench.worker", kind, peer.name]
         command += [str(threads), clock]
+        inherited = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         environment = {
-            **os.environ,
+            **inherited,
+            **dict(peer.environment),
             "PYTHONPATH": path,
             "OMP_NUM_THREADS": str(threads),
-            "OMP_WAIT_POLICY": "passive",
+            **SPIN,
             "TOKENIZERS_PARALLELISM": "false",
             # Freed memory stays mapped. Otherwise glibc decides by a process' history whether a
             # buffer of megabytes costs page faults in every call: a factor of two, at random.
@@ -119,44 +126,46 @@ class Fleet:
     def run(
         self,
         case: cases.Case,
+        names: Sequence[str],
         rounds: int,
         seconds: float,
         folder: Path,
         state: Callable[[], str],
     ) -> list[dict[str, Any]]:
-        """Prepares a case everywhere, then takes samples in rounds until each peer has `rounds`
-        undisturbed ones, or three times as many were drawn, or `seconds` have passed.
+        """Prepares a case in the processes of the named peers, then takes samples in rounds until each
+        has `rounds` undisturbed ones, or three times as many were drawn, or `seconds` have passed.
 
         state: the core's state, asked before and after each sample. Returns what each peer answered
         with its samples: [round, seconds, state, undisturbed]; results lie in folder as NAME.npz.
         """
         answers = []
-        for process in self.processes:
-            file = str(folder / f"{process.peer.name}.npz")
-            answer = process.ask(do="prepare", case=case.id, results=file)
+        asked = [process for process in self.processes if process.peer.name in names]
+        for process in asked:
+            answer = process.ask(do="prepare", case=case.id, folder=str(folder))
             answers.append({"peer": process.peer.name, "samples": [], **answer})
         start = time.monotonic()
         for turn in range(3 * rounds):
             short = [i for i, a in enumerate(answers) if "refused" not in a and _kept(a) < rounds]
-            if not short or (turn >= 2 and time.monotonic() - start > seconds):
+            if not short or (turn >= 3 and time.monotonic() - start > seconds):
                 break
             for i in turned(range(len(answers)), turn):
-                self._sample(i, answers[i], turn, state)
-        for process in self.processes:
+                _sample(asked[i], answers[i], turn, state)
+        for process in asked:
             process.ask(do="release")
         return answers
 
-    def _sample(self, at: int, answer: dict[str, Any], turn: int, state: Callable[[], str]) -> None:
-        if "refused" in answer:
-            return
-        before = state()
-        got = self.processes[at].ask(do="sample")
-        after = state()
-        if "refused" in got:
-            answer["refused"] = got["refused"]
-            return
-        seen = before if before == after else "mixed"
-        answer["samples"].append([turn, got["seconds"], seen, got["quiet"]])
+
+def _sample(process: Process, answer: dict[str, Any], turn: int, state: Callable[[], str]) -> None:
+    if "refused" in answer:
+        return
+    before = state()
+    got = process.ask(do="sample")
+    after = state()
+    if "refused" in got:
+        answer["refused"] = got["refused"]
+        return
+    seen = before if before == after else "mixed"
+    answer["samples"].append([turn, got["seconds"], seen, got["quiet"]])
 
 
 def _kept(answer: dict[str, Any]) -> int:

@@ -26,9 +26,9 @@ Answers = Sequence[Mapping[str, Any]]
 
 
 def rows(
-    case: Case, answers: Answers, errors: Mapping[str, Mapping[str, float]], roofs: Any
-) -> Any:
-    """One row a peer; the case's own facts are repeated in each."""
+    case: Case, answers: Answers, errors: Mapping[str, Mapping[str, float]]
+) -> list[dict[str, Any]]:
+    """One row a peer; the case's own facts are repeated in each. The roof comes when all is measured."""
     state = common_state(answers)
     timings = {a["peer"]: _timing(a, state) for a in answers if a["samples"]}
     base = timings.get(peers.BASELINES[case.group])
@@ -45,7 +45,6 @@ def rows(
         if timing is not None:
             row |= _measured(answer, timing, state)
             row["speed_up"] = timing.times_faster_than(base) if base else None
-            row |= _roof(row, roofs)
         row |= errors.get(answer["peer"], {})
         found.append(row)
     return found
@@ -100,7 +99,10 @@ def _measured(answer: Mapping[str, Any], timing: Any, state: str) -> dict[str, A
     }
 
 
-def _roof(row: Mapping[str, Any], roofs: Any) -> dict[str, Any]:
+def roof(row: Mapping[str, Any], roofs: Any) -> dict[str, Any]:
+    """Share of the roof, and which; nothing of a row without times."""
+    if "median" not in row:
+        return {}
     found = ceilings.share(row, row["median"], roofs)
     if found is None:
         return {"roof_share": None, "limit": None}

@@ -14,9 +14,10 @@ import bigkernels
 from bigkernels.cli import machine
 from bigkernels.training.data import DataError
 
-from . import cases, ceilings, encoders, peers, record
+from . import ceilings, encoders, peers, record
 from .cases import Case
-from .fleet import Fleet
+from .fleet import SPINNING, Fleet, Process
+from .worker import BATCH
 
 
 class Effort(NamedTuple):
@@ -30,7 +31,7 @@ class Effort(NamedTuple):
     clock: str = "wall"
 
 
-QUICK = Effort("quick", 5, 8.0, 180.0)
+QUICK = Effort("quick", 5, 4.0, 180.0)
 FULL = Effort("full", 11, 45.0, 400.0)
 
 
@@ -43,16 +44,19 @@ def run(
 ) -> dict[str, Any]:
     """Times the cases and returns the record. only: names of peers, () = all of the effort's."""
     start = time.monotonic()
-    roofs = ceilings.measure(threads, 0.1 if effort.name == QUICK.name else 0.4)
     wanted = [p for p in peers.PEERS if effort.name != QUICK.name or not p.full]
     wanted = [p for p in wanted if not only or p.name in only]
-    listed = [_listed(peer) for peer in wanted]
     rows: list[dict[str, Any]] = []
-    for group in cases.GROUPS:
-        mine = [case for case in chosen if case.group == group]
-        running = [p for p in wanted if group in p.groups and p.build and not p.missing()]
-        if mine and running:
-            rows += _group(mine, running, effort, threads, roofs, say)
+    with Fleet([peers.TRUTH], threads, 600.0) as helper:
+        bench = Bench(effort, threads, helper.processes[0], say)
+        for kind in ("room", "encoder"):
+            mine = [case for case in chosen if (case.group == "encoder") == (kind == "encoder")]
+            groups = {case.group for case in mine}
+            running = [p for p in wanted if groups & {*p.groups} and p.build and not p.missing()]
+            if mine and running:
+                rows += bench.time(mine, running)
+    for row in rows:
+        row |= record.roof(row, bench.roofs)
     return {
         "schema": record.SCHEMA,
         "mode": effort.name,
@@ -63,62 +67,88 @@ def run(
         "threads": threads,
         "clock": effort.clock,
         "machine": {"versions": machine.versions(), "processor": machine.processor()},
-        "ceilings": roofs,
-        "peers": listed,
+        "ceilings": bench.roofs,
+        "peers": [_listed(peer) for peer in wanted],
         "rows": rows,
     }
 
 
-def _group(
-    mine: Sequence[Case],
-    running: Sequence[peers.Peer],
-    effort: Effort,
-    threads: int,
-    roofs: Any,
-    say: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    try:  # fetched before the peers ask for it all at once
-        for model in {case.batch[0] for case in mine if case.batch}:
-            encoders.batch(model, 1, 16, "dense")
-    except (DataError, ImportError) as error:
-        say(f"encoders are left out: {str(error).splitlines()[0]}")
+class Bench:
+    """One run's effort, its ceilings so far, and the helper: a process that measures them, the cores'
+    state and the truth."""
+
+    def __init__(
+        self, effort: Effort, threads: int, helper: Process, say: Callable[[str], None]
+    ) -> None:
+        self.effort, self.threads, self.helper, self.say = effort, threads, helper, say
+        self.roofs: ceilings.Roofs = {}
+
+    def time(self, mine: Sequence[Case], running: Sequence[peers.Peer]) -> list[dict[str, Any]]:
+        """Rows of the cases, in processes that live as long as this takes."""
+        found: list[dict[str, Any]] = []
+        try:  # fetched before the peers ask for it all at once
+            for model in {case.batch[0] for case in mine if case.batch}:
+                encoders.batch(model, 1, 16, "dense")
+        except (DataError, ImportError) as error:
+            self.say(f"encoders are left out: {str(error).splitlines()[0]}")
+            return found
+        with Fleet(running, self.threads, self.effort.setup, self.effort.clock) as fleet:
+            for case in mine:
+                if not found:  # the processes have started by then
+                    self._measure_ceilings()
+                found += self._case(case, fleet, [p for p in running if _takes(p, case)])
+            self._measure_ceilings()
         return found
-    truths = [peers.TRUTH] if any(case.batch and case.mode != "training" for case in mine) else []
-    with (
-        Fleet(running, threads, effort.setup, effort.clock) as fleet,
-        Fleet(truths, threads, 600.0) as truth,
-    ):
-        for case in mine:
-            with tempfile.TemporaryDirectory() as name:
-                folder = Path(name)
-                answers = fleet.run(
-                    case,
-                    effort.rounds,
-                    effort.seconds,
-                    folder,
-                    lambda: ceilings.core_state(threads),
-                )
-                errors = _errors(case, folder, running, truth)
-                rows = record.rows(case, answers, errors, roofs)
-            found += rows
-            say(f"{case.id}: {_summary(rows)}")
-    return found
+
+    def _case(
+        self, case: Case, fleet: Fleet, running: Sequence[peers.Peer]
+    ) -> list[dict[str, Any]]:
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            if case.batch:
+                encoders.batch(*case.batch).save(folder / BATCH)
+            answers = fleet.run(
+                case,
+                [peer.name for peer in running],
+                self.effort.rounds,
+                self.effort.seconds,
+                folder,
+                self._state,
+            )
+            errors = _errors(case, folder, running, self.helper)
+            rows: list[dict[str, Any]] = record.rows(case, answers, errors)
+        self.say(f"{case.id}: {_summary(rows)} ({time.monotonic() - start:.0f} s)")
+        return rows
+
+    def _state(self) -> str:
+        state: str = self.helper.ask(do="state").get("state", "")
+        time.sleep(SPINNING)
+        return state
+
+    def _measure_ceilings(self) -> None:
+        seconds = 0.05 if self.effort.name == QUICK.name else 0.4
+        found = self.helper.ask(do="ceilings", seconds=seconds)
+        if "refused" in found:
+            raise RuntimeError(f"the ceilings could not be measured: {found['refused']}")
+        self.roofs = ceilings.highest(self.roofs, found)
+
+
+def _takes(peer: peers.Peer, case: Case) -> bool:
+    return case.group in peer.groups and (case.compiled or not peer.full)
 
 
 def _errors(
-    case: Case, folder: Path, running: Sequence[peers.Peer], truth: Fleet
+    case: Case, folder: Path, running: Sequence[peers.Peer], truth: Process
 ) -> dict[str, dict[str, float]]:
     names = [peer.name for peer in running]
     if case.problem is not None:
         return record.room_errors(case, folder, names)
     if case.mode == "training":
         return {}
-    file = str(folder / "truth.npz")
-    answer = truth.processes[0].ask(do="results", case=case.id, results=file)
-    if "refused" in answer:
+    if "refused" in truth.ask(do="results", case=case.id, folder=str(folder)):
         return {}
-    return record.encoder_errors(Path(file), folder, names)
+    return record.encoder_errors(folder / f"{peers.TRUTH.name}.npz", folder, names)
 
 
 def _summary(rows: Sequence[dict[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers.models.bert.modeling_bert  # noqa: F401 - or AutoModel would, at the first model
 from torch import Tensor, nn
 
 from . import encoders
@@ -18,7 +19,7 @@ from .built import Built, Forward
 from .encoders import Array, Batch
 
 
-def transformers(model: str, threads: int, attention: str, dtype: str) -> Built:
+def stock(model: str, threads: int, attention: str, dtype: str) -> Built:
     """transformers' model. attention: "eager" or "sdpa". dtype: "float32", "bfloat16", or "autocast"
     (float32 weights, products in bfloat16)."""
     loaded = _loaded(model, threads, attention, "float32" if dtype == "autocast" else dtype)
@@ -28,7 +29,7 @@ def transformers(model: str, threads: int, attention: str, dtype: str) -> Built:
 
 
 def accelerated(model: str, threads: int, dtype: str) -> Built:
-    """bigkernels.accelerate on the same model. dtype: as for `transformers`."""
+    """bigkernels.accelerate on the same model. dtype: as for `stock`."""
     import bigkernels
 
     loaded = _loaded(model, threads, "sdpa", "float32" if dtype == "autocast" else dtype)

@@ -2,10 +2,12 @@
 
 Reads one JSON message a line on stdin, answers each with one on stdout:
 
-* ``{"do": "prepare", "case": ID, "results": FILE}``: sets the case up, runs it, writes its results
-  as .npz, answers what is known before any clock runs;
-* ``{"do": "results", "case": ID, "results": FILE}``: only writes the results;
+* ``{"do": "prepare", "case": ID, "folder": PATH}``: sets the case up (an encoder's batch lies in the
+  folder), runs it, writes its results there as PEER.npz, answers what is known before any clock runs;
+* ``{"do": "results", "case": ID, "folder": PATH}``: only writes the results;
 * ``{"do": "sample"}``: times the case once more;
+* ``{"do": "ceilings", "seconds": S}``: measures what the machine can do, S seconds a figure;
+* ``{"do": "state"}``: the state the cores are in;
 * ``{"do": "release"}``: forgets the case.
 
 An exception becomes ``{"refused": reason}``.
@@ -28,55 +30,81 @@ import numpy as np
 
 from bigkernels.testing import timing
 
-from . import cases, encoders, peers
+from . import cases, ceilings, encoders, peers
 from .built import Built
 
 SAMPLE_SECONDS = 0.02
+BATCH = "batch.npz"
+# Where its inputs happen to lie can make a kernel a tenth slower: samples take several places in turn.
+PLACES = 3
 
 
 class Worker:
-    """Holds a peer, and the case it has prepared."""
+    """Holds a peer, and the case it has prepared; others: the same calls on inputs elsewhere in memory."""
 
     def __init__(self, peer: peers.Peer, threads: int, clock: str) -> None:
         self.peer, self.threads, self.clock = peer, threads, clock
         self.models: dict[str, Built] = {}
+        self.loading = 0.0
         self.call: Callable[[], object] = lambda: None
+        self.others: list[Callable[[], object]] = []
         self.calls = 1
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
         """What a message asks for."""
         if message["do"] == "prepare":
-            return self.prepare(cases.find(message["case"]), message["results"])
+            return self.prepare(cases.find(message["case"]), Path(message["folder"]))
         if message["do"] == "results":
-            np.savez(message["results"], **self._encoder(cases.find(message["case"]))[2]())
+            folder = Path(message["folder"])
+            call, _, save, _ = self._encoder(cases.find(message["case"]), folder)
+            self._save(save(call()), folder)
             return {}
+        if message["do"] == "state":
+            return {"state": ceilings.core_state(self.threads)}
+        if message["do"] == "ceilings":
+            return ceilings.measure(self.threads, message["seconds"])
         if message["do"] == "sample":
-            # The other processes have had the caches since: the first calls would pay for that.
-            for _ in range(1 + self.calls // 4):
-                self.call()
+            self.others.append(self.call)
+            self.call = self.others.pop(0)
+            self._warm()
             start = time.process_time()
             seconds, quiet = timing.sample(self.call, self.calls, _nothing)
             if self.clock == "cpu":  # waiting for a CPU is not part of it
                 return {"seconds": (time.process_time() - start) / self.calls, "quiet": True}
             return {"seconds": seconds, "quiet": quiet}
         self.call = lambda: None
+        self.others.clear()
         gc.collect()
         return {}
 
-    def prepare(self, case: cases.Case, results: str) -> dict[str, Any]:
-        """Sets a case up; the first call is part of the time to the first result."""
-        start = time.perf_counter()
+    def _warm(self) -> None:
+        """The other processes have had the caches since the last sample: calls that are short beside
+        the milliseconds of filling them again do not pay for that."""
+        end = time.perf_counter() + SAMPLE_SECONDS / 4
+        while self.calls > 1 and time.perf_counter() < end:
+            self.call()
+
+    def _save(self, results: dict[str, Any], folder: Path) -> None:
+        np.savez(folder / f"{self.peer.name}.npz", **results)
+
+    def prepare(self, case: cases.Case, folder: Path) -> dict[str, Any]:
+        """Sets a case up; loading the model, for whichever case that was done, and the first call are
+        the time to the first result."""
+        start, loaded = time.perf_counter(), self.loading
         setup = self._encoder if case.batch else self._room
+        self.others.clear()
         facts: dict[str, Any]
-        call, forward, save, facts = setup(case)
-        call()
-        facts["first_result_seconds"] = time.perf_counter() - start
-        np.savez(results, **save())
+        call, forward, save, facts = setup(case, folder)
+        result = call()
+        seconds = time.perf_counter() - start
+        # A model that was loaded just now is in `seconds` already.
+        facts["first_result_seconds"] = seconds + (self.loading if loaded == self.loading else 0)
+        self._save(save(result), folder)
         facts |= _memory(call, forward)
-        self.call, self.calls = call, timing.calls_per_sample(call, 1, SAMPLE_SECONDS, _nothing)
+        self.call, self.calls = call, timing.calls_per_sample(call, 0, SAMPLE_SECONDS, _nothing)
         return facts | {"calls": self.calls}
 
-    def _room(self, case: cases.Case) -> Any:
+    def _room(self, case: cases.Case, _: Path) -> Any:
         import torch
 
         from . import rooms
@@ -84,8 +112,10 @@ class Worker:
         torch.set_num_threads(self.threads)
         call = self.peer.builder()(*self.peer.arguments, case.problem)
         made = rooms.timed(call, case.problem.problem(), case.mode)
+        for _place in range(PLACES - 1):
+            self.others.append(rooms.timed(call, case.problem.problem(), case.mode).call)
 
-        def save() -> dict[str, Any]:
+        def save(_: object) -> dict[str, Any]:
             return {
                 name: t.detach().to(torch.promote_types(t.dtype, torch.float32)).numpy()
                 for name, t in made.results().items()
@@ -94,29 +124,31 @@ class Worker:
         facts = {"configuration": f"{self.threads} threads", "version": torch.__version__}
         return made.call, made.forward, save, facts
 
-    def _encoder(self, case: cases.Case) -> Any:
+    def _encoder(self, case: cases.Case, folder: Path) -> Any:
         assert case.batch is not None
         model = case.batch[0]
         if model not in self.models:
             self.models.clear()
+            start = time.perf_counter()
             self.models[model] = self.peer.builder()(model, self.threads, *self.peer.arguments)
+            self.loading = time.perf_counter() - start
         built = self.models[model]
-        batch = encoders.batch(*case.batch)
+        batch = encoders.Batch.load(folder / BATCH)
         facts: dict[str, Any] = {"configuration": built.configuration, "version": built.version}
         facts |= {"tokens": batch.tokens, "fill": batch.tokens / batch.ids.size}
         facts |= _work(model, batch, case.mode, self.peer.precision)
         if case.mode == "training":
             if built.step is None or built.forward_step is None:
                 raise RuntimeError("it does not train")
-            return built.step(batch), built.forward_step(batch), dict, facts
+            return built.step(batch), built.forward_step(batch), lambda _: {}, facts
         call = built.prepare(batch)
-        if case.mode == "end_to_end":
-            call = _end_to_end(built, case.batch, batch.texts)
+        whole = _end_to_end(built, case.batch, batch.texts) if case.mode == "end_to_end" else call
 
-        def save() -> dict[str, Any]:
-            return {"hidden": built.numpy(built.prepare(batch)()), "mask": batch.mask}
+        def save(result: Any) -> dict[str, Any]:
+            hidden = result if whole is call else call()
+            return {"hidden": built.numpy(hidden), "mask": batch.mask}
 
-        return call, None, save, facts
+        return whole, None, save, facts
 
 
 def _end_to_end(built: Built, key: tuple[str, int, int, str], texts: tuple[str, ...]) -> Any:
@@ -187,7 +219,9 @@ def main() -> None:
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
     kind, name, threads, clock = sys.argv[1:5]
-    worker = Worker(peers.find(kind, name), int(threads), clock)
+    peer = peers.find(kind, name)
+    worker = Worker(peer, int(threads), clock)
+    peer.load()  # while the other processes do the same: imports are nobody's time
     for line in sys.stdin:
         try:
             answer = worker.answer(json.loads(line))

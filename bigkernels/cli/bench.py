@@ -22,12 +22,12 @@ COLUMNS = ("peer", "ms", "quartiles", "speed-up", "error", "peak MB", "kept MB",
 def run(arguments: argparse.Namespace) -> int:
     """Status 0; 1 if a model given with --mine failed its verification, or --compare a
     regression, or --grid a cell below stock."""
-    if arguments.mine:
-        from . import throughput
-
-        return throughput.run(arguments)
     if importlib.util.find_spec("numpy") is None:
         raise CommandError('needs numpy: pip install "bigkernels[bench]"')
+    if arguments.mine:
+        from . import mine
+
+        return mine.run(arguments)
     if arguments.compare:
         return compare_records(*arguments.compare)
     if arguments.grid:
@@ -46,11 +46,7 @@ def measure(arguments: argparse.Namespace) -> int:
         print("\n".join(case.id for case in chosen))
         print_peers([vars(peer) | {"missing": peer.missing()} for peer in peers.PEERS])
         return 0
-    names = [name.strip() for name in arguments.peers.split(",")] if arguments.peers else []
-    known = {peer.name for peer in peers.PEERS}
-    if unknown := [name for name in names if name not in known]:
-        raise CommandError(f"--peers: {unknown[0]!r} not in {', '.join(sorted(known))}")
-    found = _time(arguments, chosen, names)
+    found = time_cases(arguments, chosen, peer_names(arguments))
     files = report.write(found, Path(arguments.out))
     if arguments.json:
         print_json(found)
@@ -63,32 +59,48 @@ def measure(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def peer_names(arguments: argparse.Namespace) -> list[str]:
+    """What --peers names, [] without it."""
+    from bigkernels.bench import peers
+
+    names = [name.strip() for name in arguments.peers.split(",")] if arguments.peers else []
+    known = {peer.name for peer in peers.PEERS}
+    if unknown := [name for name in names if name not in known]:
+        raise CommandError(f"--peers: {unknown[0]!r} not in {', '.join(sorted(known))}")
+    return names
+
+
 def grid(arguments: argparse.Namespace) -> int:
     """Times accelerated against stock over batch and length; status 1 if a cell is below stock."""
     from bigkernels.bench import grid as over
     from bigkernels.bench import report
+    from bigkernels.integrations import slower
 
-    found = _time(arguments, over.grid_cases(arguments.quick), over.PEERS)
+    found = time_cases(arguments, over.grid_cases(arguments.quick), over.PEERS)
     found["mode"] = "grid"
     cells = over.cells(found)
     found["cells"] = [cell._asdict() for cell in cells]
     files = report.write(found, Path(arguments.out))
+    obeyed = Path(arguments.out) / "slower.json"
+    obeyed.write_text(over.slower_table(found), encoding="utf-8")
     if arguments.json:
         print_json(found)
-    else:
-        for model in over.encoders_of(arguments.quick):
+        return int(any(cell.slower for cell in cells))
+    for model in over.encoders_of(arguments.quick):
+        for precision in over.AGAINST:
+            rows = over.rows(cells, model, precision)
             lengths = sorted({cell.length for cell in cells if cell.model == model})
             columns = ["batch", *(f"length {length}" for length in lengths)]
-            print_table(
-                f"{model}: times as fast as stock, float32", columns, over.rows(cells, model)
-            )
-        print(f"{sum(cell.slower for cell in cells)} of {len(cells)} cells below stock: {files[0]}")
+            print_table(f"{model}: times as fast as stock, {precision}", columns, rows)
+    print(f"{sum(cell.slower for cell in cells)} of {len(cells)} cells below stock: {files[0]}")
+    print(f"accelerate obeys {obeyed} in the place of {slower.TABLE}")
     return int(any(cell.slower for cell in cells))
 
 
-def _time(
+def time_cases(
     arguments: argparse.Namespace, chosen: Sequence[Any], names: Sequence[str]
 ) -> dict[str, Any]:
+    """The record of the chosen cases, by the flags' effort, threads and clock."""
     from bigkernels.bench.run import FULL, QUICK, run
 
     effort = QUICK if arguments.quick else FULL

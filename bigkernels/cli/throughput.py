@@ -1,9 +1,7 @@
-"""Stock against accelerated on real sentences: ``bigkernels bench --mine`` and the demo."""
+"""Tokens a second of stock and accelerated on real sentences, for the demo."""
 
 from __future__ import annotations
 
-import argparse
-import copy
 import dataclasses
 import functools
 import time
@@ -12,14 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-import bigkernels
 from bigkernels.testing.timing import Timing, interleave
-from bigkernels.training.data import DataError, raw_texts
 
-from . import CommandError, encoders, print_json
+from . import encoders
 from .encoders import Encoder
-from .tables import print_table
-from .verify import as_json
 
 CODE = "import bigkernels; bigkernels.accelerate(model)"
 
@@ -32,7 +26,7 @@ class Effort(NamedTuple):
     seconds: float
 
 
-QUICK, FULL = Effort(6, 3, 40.0), Effort(24, 5, 300.0)
+QUICK = Effort(6, 3, 40.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,41 +48,6 @@ class Throughput:
     def as_json(self) -> dict[str, Any]:
         """The fields and the speed-up as plain values."""
         return dataclasses.asdict(self) | {"speed_up": self.speed_up}
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Status 0; 1 if the accelerated model failed its verification."""
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    try:
-        texts = raw_texts()
-        path = str(arguments.mine)
-    except DataError as error:
-        raise CommandError(str(error)) from error
-    encoder = encoders.load(path)
-    effort = QUICK if arguments.quick else FULL
-    stock = encoder._replace(model=copy.deepcopy(encoder.model))
-    report = bigkernels.accelerate(encoder.model).report()
-    if not report.swapped:
-        raise CommandError(str(report).splitlines()[-1])
-    first = encoders.encode(encoder, texts[: arguments.batch_size])
-    found = bigkernels.verify(encoder.model, first)
-    measured = throughputs(stock, encoder, texts, arguments.batch_size, effort)
-    if arguments.json:
-        orders = [measurement.as_json() for measurement in measured]
-        settings = {"threads": torch.get_num_threads(), "batch_size": arguments.batch_size}
-        result = {"model": path, **settings, "throughput": orders, "verification": as_json(found)}
-        print_json({**result, "code": CODE})
-    else:
-        _print(path, arguments.batch_size, measured)
-        verdict = (
-            "verified" if found.passed else "VERIFICATION FAILED: bigkernels verify says where"
-        )
-        gains = ", ".join(f"{m.speed_up:.2f}x ({m.order})" for m in measured)
-        print(f"speed-up: {gains}")
-        print(f"largest difference from stock: {found.largest_difference:.2e} ({verdict})")
-        print(CODE)
-    return 0 if found.passed else 1
 
 
 def throughputs(
@@ -139,10 +98,3 @@ def rate_rows(measured: list[Throughput]) -> list[list[str]]:
         [m.order, f"{theirs:.0f}", f"{ours:.0f}", f"{m.speed_up:.2f}x"]
         for m, (theirs, ours) in zip(measured, rates, strict=True)
     ]
-
-
-def _print(path: str, size: int, measured: list[Throughput]) -> None:
-    batches = " and ".join(str(m.batches) for m in measured)
-    print(f"{path}: float32, {torch.get_num_threads()} threads")
-    print(f"{batches} batches of {size} movie snippets, medians of interleaved rounds")
-    print_table("Tokens/s", ["order", "stock", "accelerated", "speed-up"], rate_rows(measured))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bigkernels.integrations import bert, eligible, heads, packing, whole
+from bigkernels.integrations import bert, eligible, heads, packing, slower, whole
 from bigkernels.integrations.packing import Plan
 from bigkernels.integrations.snapshot import Snapshot
 from bigkernels.integrations.twins import Role, role_of
@@ -201,6 +201,16 @@ def _why_not_these_tensors(backbone: Any, given: dict[str, Any]) -> str | None:
     return None if reason is None or bool(mask.all()) else reason
 
 
+def _why_stock(backbone: Any, given: dict[str, Any]) -> str | None:
+    """Why this call is left to stock, although it could be ours."""
+    mask = given.get("attention_mask")
+    tokens = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
+    if not slower.table() or not tokens.is_cpu or not (mask is None or bool(mask.all())):
+        return None
+    config = backbone.config
+    return slower.keeps_stock(backbone.dtype, config.hidden_size, *tokens.shape[:2])
+
+
 def _plan(given: dict[str, Any]) -> Plan:
     mask = given.get("attention_mask")
     if mask is not None:
@@ -265,6 +275,11 @@ def forward(stock: Callable[..., Any], backbone: Any, *args: Any, **kwargs: Any)
         _padded[backbone] = reason
         _record(backbone, given, None)
         return stock(backbone, *args, **kwargs)
+    if (reason := _why_stock(backbone, given)) is not None:
+        _padded[backbone] = reason
+        _record(backbone, given, None)
+        with slower.as_stock():
+            return stock(backbone, *args, **kwargs)
     _padded.pop(backbone, None)
     plan = _plan(given)
     arguments = _packed_ids(backbone, given, plan)

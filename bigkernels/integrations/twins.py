@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from bigkernels.integrations import slower
+
 
 class Role(NamedTuple):
     """How one stock class is replaced.
@@ -71,6 +73,8 @@ def _twin(
 
     @functools.wraps(stock_forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if slower.runs_stock():
+            return stock_forward(self, *args, **kwargs)
         return new_forward(stock_forward, self, *args, **kwargs)
 
     name = f"{_PREFIX}:{stock.__module__}:{stock.__qualname__}".replace(".", "|")

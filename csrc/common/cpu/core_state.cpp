@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 constexpr int kSteps = 64;  // of four loads and four products each
+constexpr double kOperations = 2 * 16 * 16 * 32;  // of a bfloat16 tile product
 constexpr int kMultiplies =
     700;  // a chain of them takes three cycles each, whatever a sibling does
 
@@ -42,14 +43,14 @@ void products(const uint8_t* tiles, int steps) {
   }
 }
 
-double cycle_of_this_core() {
+double nanoseconds_of_a_cycle() {
   uint64_t x = 3;
   const double start = now();
   for (int i = 0; i < kMultiplies; ++i) asm volatile("imul %0, %0" : "+r"(x));
   return (now() - start) / (3 * kMultiplies);
 }
 
-double cycles_of_a_product(const uint8_t* tiles) {
+double nanoseconds_of_a_product(const uint8_t* tiles) {
   const TileConfig config;
   _tile_loadconfig(&config);
   _tile_zero(0);
@@ -61,7 +62,7 @@ double cycles_of_a_product(const uint8_t* tiles) {
   products(tiles, kSteps);
   const double spent = now() - start;
   _tile_release();
-  return spent / (4 * kSteps) / cycle_of_this_core();
+  return spent / (4 * kSteps);
 }
 
 }  // namespace
@@ -69,7 +70,7 @@ double cycles_of_a_product(const uint8_t* tiles) {
 CoreState core_state(int num_threads) {
   num_threads = num_threads < 1 ? 1 : num_threads > kMaxThreads ? kMaxThreads : num_threads;
   alignas(64) static const uint8_t tiles[4096] = {};
-  double cycles[kMaxThreads] = {};
+  double cycles[kMaxThreads] = {}, rates[kMaxThreads] = {};
   std::atomic<int> started = 0;
   parallel_tiles(num_threads, num_threads, [&](int64_t tile, int) {
     // Nobody starts before all are there, so that each measures a core of its own.
@@ -77,12 +78,15 @@ CoreState core_state(int num_threads) {
     started.fetch_add(1);
     while (started.load() < num_threads && now() < end) {
     }
-    cycles[tile] = cycles_of_a_product(tiles);
+    const double product = nanoseconds_of_a_product(tiles);
+    cycles[tile] = product / nanoseconds_of_a_cycle();
+    rates[tile] = kOperations / product * 1e9;
   });
-  CoreState state{cycles[0], cycles[0]};
+  CoreState state{cycles[0], cycles[0], rates[0]};
   for (int i = 1; i < num_threads; ++i) {
     if (cycles[i] < state.best) state.best = cycles[i];
     if (cycles[i] > state.worst) state.worst = cycles[i];
+    state.operations += rates[i];
   }
   return state;
 }

@@ -9,6 +9,7 @@ struct CoreState {
   // a sibling hyperthread (perhaps another tenant of the machine) is busy.
   double best;
   double worst;
+  double operations;  // floating-point operations a second, of all the cores together
 };
 
 // Runs tile products for some microseconds on each of num_threads threads at once. Only where

@@ -23,16 +23,66 @@ void run_serial(int64_t count, Body body, void* context) {
   for (int64_t tile = 0; tile < count; ++tile) body(context, tile, 0);
 }
 
+// Tiles that are not taken yet: [front, back) of a thread's own range, in one word.
+struct alignas(64) Range {
+  std::atomic<uint64_t> ends;
+
+  void set(uint64_t front, uint64_t back) {
+    ends.store(back << 32 | front, std::memory_order_relaxed);
+  }
+
+  // The front one for its owner, the back one for others; -1 if there is none left.
+  int64_t take(bool own) {
+    uint64_t seen = ends.load(std::memory_order_relaxed);
+    for (;;) {
+      const uint64_t front = seen & 0xffffffff, back = seen >> 32;
+      if (front >= back) return -1;
+      const uint64_t left = own ? back << 32 | (front + 1) : (back - 1) << 32 | front;
+      if (ends.compare_exchange_weak(seen, left, std::memory_order_relaxed)) {
+        return static_cast<int64_t>(own ? front : back - 1);
+      }
+    }
+  }
+};
+
+// Each thread owns a contiguous range, the same in every call, so that what a core has in its cache
+// is what it needs again; who is done helps the others from their ends.
+class Ranges {
+ public:
+  Ranges(int threads, int64_t count)
+      : used_(threads < kMost ? threads : kMost), count_(count), step_(1 + (count >> 31)) {
+    const uint64_t steps = static_cast<uint64_t>((count + step_ - 1) / step_);
+    for (int i = 0; i < used_; ++i) ranges_[i].set(steps * i / used_, steps * (i + 1) / used_);
+  }
+
+  void work(int thread, Body body, void* context) {
+    const int own = thread % used_;
+    for (int i = 0; i < used_; ++i) {
+      Range& range = ranges_[(own + i) % used_];
+      for (int64_t at = range.take(i == 0); at >= 0; at = range.take(i == 0)) {
+        for (int64_t tile = at * step_; tile < (at + 1) * step_ && tile < count_; ++tile) {
+          body(context, tile, thread);
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kMost = 64;
+  const int used_;
+  const int64_t count_;
+  const int64_t step_;  // tiles taken at once: more than one only where 32 bits do not count them
+  Range ranges_[kMost];
+};
+
 #if defined(__SANITIZE_THREAD__)
 
 // ThreadSanitizer does not see the synchronisation inside libgomp and would report every region.
 void run_parallel(int threads, int64_t count, Body body, void* context) {
-  std::atomic<int64_t> next{0};
+  Ranges ranges(threads, count);
   std::vector<std::thread> team;
   for (int thread = 0; thread < threads; ++thread) {
-    team.emplace_back([&, thread] {
-      for (int64_t tile = next++; tile < count; tile = next++) body(context, tile, thread);
-    });
+    team.emplace_back([&, thread] { ranges.work(thread, body, context); });
   }
   for (std::thread& member : team) member.join();
 }
@@ -63,12 +113,9 @@ void watch_fork() {
 void run_parallel(int threads, int64_t count, Body body, void* context) {
   watch_fork();
   g_team_exists = true;
+  Ranges ranges(threads, count);
 #pragma omp parallel num_threads(threads)
-  {
-    const int thread = omp_get_thread_num();
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t tile = 0; tile < count; ++tile) body(context, tile, thread);
-  }
+  ranges.work(omp_get_thread_num(), body, context);
 }
 
 // OpenMP may give fewer threads than it was asked for.
