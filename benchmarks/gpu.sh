@@ -81,20 +81,22 @@ fi
 
 prove() {
   step smoke 40 "${pytest[@]}" -k "$device and dense" "${rooms[@]}"
-  step conformance 60 "$PYTHON" -m tests.conformance --device $device --json "$OUT/conformance.json"
+  step conformance 50 "$PYTHON" -m tests.conformance --device $device --json "$OUT/conformance.json"
   quote 12
-  step tests 110 "${pytest[@]}" "${workers[@]}" -rfEs -k "$all" "${rooms[@]}"
+  step tests 90 "${pytest[@]}" "${workers[@]}" -rfEs -k "$all" "${rooms[@]}"
   quote 3
   if [ $device = emulated ]; then
-    step checks 60 "${pytest[@]}" -k "$some" "${rooms[@]}"
+    step checks 40 "${pytest[@]}" -k "$some" "${rooms[@]}"
   elif command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck synccheck initcheck; do
-      PYTORCH_NO_CUDA_MEMORY_CACHING=1 step $tool 45 compute-sanitizer --tool $tool \
+      PYTORCH_NO_CUDA_MEMORY_CACHING=1 step $tool 40 compute-sanitizer --tool $tool \
         --error-exitcode 9 "${pytest[@]}" -k "$some" "${rooms[@]}"
     done
   else
     say 'memcheck, racecheck, synccheck, initcheck: left out, compute-sanitizer is not on the PATH'
   fi
+  step planted 40 "$PYTHON" -m tests.conformance.faults --device $device
+  quote 12
 }
 
 time_peers() {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conformance import __main__ as conformance
-from tests.conformance import driver
+from tests.conformance import driver, faults
 from tests.conformance.cases import HEAD, catalogue, module
 from tests.emulator import build
 
@@ -90,6 +90,12 @@ def test_a_check_of_the_emulator_fails_a_launch(device):
     body = "  ld.global.b32 %r1, [%d0+256];\n  st.global.b32 [%d0], %r1;"
     with pytest.raises(driver.DriverError, match=r"719.*out of bounds"):
         device.run(module(body, 1), [np.zeros(64, np.uint32)])
+
+
+def test_the_emulator_finds_what_compute_sanitizer_must_find():
+    for name, fault in faults.FAULTS.items():
+        assert faults.emulated_finds(fault.body), name
+    assert not faults.emulated_finds(faults.CLEAN)
 
 
 def test_a_device_without_an_instruction_leaves_its_cases_out():

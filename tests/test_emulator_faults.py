@@ -224,9 +224,10 @@ def test_counters_see_conflicts_and_wasted_sectors():
     assert traffic(64, "global") == (32, 4)
 
 
+@pytest.mark.parametrize("device", [80, 90])
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 @pytest.mark.parametrize("n", [2048, pytest.param(8192, marks=pytest.mark.full)])
-def test_every_barrier_of_layer_norm_is_needed(n, backend, monkeypatch):
+def test_every_barrier_of_layer_norm_is_needed(n, backend, device, monkeypatch):
     if reason := why_not(backend):
         pytest.skip(f"emulated: {reason}")
     survivors, tried, seen = [], 0, set()
@@ -248,7 +249,7 @@ def test_every_barrier_of_layer_norm_is_needed(n, backend, monkeypatch):
     monkeypatch.setattr(drawer, "INTERPRETED_PROGRAMS", programs)
     x, weight, bias = torch.randn(rows, n), torch.randn(n), torch.randn(n)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
-    with emulated(80, backend):
+    with emulated(device, backend):
         monkeypatch.setattr(Module, "launch", launch)
         out = bk.add_layer_norm(x, x.detach(), weight, bias, dropout_p=0.1, seed=1, backend=backend)
         torch.autograd.grad(out, leaves, torch.randn(rows, n))

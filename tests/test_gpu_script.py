@@ -103,7 +103,7 @@ def test_gpu_script_passes_its_rehearsal(part, tmp_path) -> None:
     assert done.stdout.endswith(summary)
     assert "times say nothing about a GPU" in summary
     for step in (
-        ("machine", "build", "smoke", "conformance", "tests", "checks")
+        ("machine", "build", "smoke", "conformance", "tests", "checks", "planted")
         if part == "1"
         else ("peers",)
     ):
