@@ -177,9 +177,11 @@ uint64_t mixed(uint64_t hash, uint64_t word) {
   return hash ^ (hash >> 29);
 }
 
-// Small tensors whole; of larger ones one cache line of every page, at a place that varies.
+// Small tensors whole; of larger ones 16 cache lines, one in each 16th, at a place that varies: a
+// page of each would cost more than a short batch. What changes a weight without a trace (fused
+// optimizers, averages, masks, merges) writes all of it or long runs.
 uint64_t fingerprint_of(const char* data, int64_t bytes) {
-  constexpr int64_t kPage = 4096, kLine = 64, kWhole = 16384;
+  constexpr int64_t kLines = 16, kLine = 64, kWhole = 4096;
   uint64_t hash = mixed(0x243f6a8885a308d3, static_cast<uint64_t>(bytes));
   const auto add = [&](int64_t begin, int64_t count) {
     for (int64_t at = begin; at < begin + count; at += 8) {
@@ -192,10 +194,10 @@ uint64_t fingerprint_of(const char* data, int64_t bytes) {
     add(0, bytes);
     return hash;
   }
-  for (int64_t page = 0, turn = 0; page < bytes; page += kPage, ++turn) {
-    const int64_t at = page + turn * 37 % (kPage / kLine) * kLine;
-    add(min_int(at, bytes - kLine), kLine);
-  }
+  const int64_t part = bytes / kLines / kLine;  // in cache lines, at least 4
+  for (int64_t turn = 0; turn < kLines; ++turn)
+    add((turn * part + turn * 37 % part) * kLine, kLine);
+  add(bytes - kLine, kLine);
   return hash;
 }
 

@@ -195,6 +195,8 @@ def _why_not_these_tensors(backbone: Any, given: dict[str, Any]) -> str | None:
         return "the mask is not a padding mask (B, L)"
     if mask.device != tokens.device:
         return "the mask is on another device"
+    if mask.is_cpu and bool(mask.all()):
+        return None
     if not bool(mask[:, 0].all()):  # heads read column 0 of the result
         return "a sample is padded on the left or empty"
     reason = heads.reader()
@@ -213,9 +215,11 @@ def _why_stock(backbone: Any, given: dict[str, Any]) -> str | None:
 
 def _plan(given: dict[str, Any]) -> Plan:
     mask = given.get("attention_mask")
-    if mask is not None:
+    if mask is not None and not (mask.is_cpu and bool(mask.all())):
         return packing.plan(mask)  # nonzero = token, as in transformers
     tokens = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
+    if tokens.is_cpu:
+        return packing.full_plan_cpu(tokens.shape[0], tokens.shape[1])
     return packing.full_plan(tokens.shape[0], tokens.shape[1], tokens.device)
 
 

@@ -48,6 +48,23 @@ def plan(keep: Tensor) -> Plan:
     return Plan(indices, cu_seq, rows, longest, batch, length)
 
 
+_full_plans: dict[tuple[int, int], Plan] = {}
+_FULL_PLANS = 64  # kept; batches of one shape follow each other
+
+
+def full_plan_cpu(batch: int, length: int) -> Plan:
+    """The plan of a batch without padding on the CPU, made once; its tensors must not be written."""
+    found = _full_plans.get((batch, length))
+    if found is None:
+        if len(_full_plans) >= _FULL_PLANS:
+            _full_plans.clear()
+        with torch.inference_mode(False):  # it also serves calls that record gradients
+            found = full_plan(batch, length, torch.device("cpu"))
+        if batch * length <= 1 << 16:
+            _full_plans[batch, length] = found
+    return found
+
+
 def full_plan(batch: int, length: int, device: torch.device) -> Plan:
     """The plan of a batch without padding."""
     indices = torch.arange(batch * length, device=device)
