@@ -161,5 +161,5 @@ def encoder(
 
 
 def fingerprint(weights: Sequence[Tensor]) -> Tensor:
-    """(number of weights,) int64, cheap: 16 cache lines of each are read, small ones whole; the same for the same bits."""
+    """(number of weights,) int64, cheap: 16 cache lines of each are read, small ones whole. Equal for equal bits."""
     return _OPS["encoder_fingerprint"]["cpu"](list(weights))  # type: ignore[no-any-return]
