@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bigkernels
-from bigkernels.integrations import bert, distilbert, verify, whole
+from bigkernels.integrations import bert, distilbert, outputs, verify, whole
 from bigkernels.integrations.packed import PackedCopy
 
 NAMES = list(families.SWAPPED)
@@ -208,6 +208,45 @@ def test_planted_errors_in_the_native_call_are_flagged(name, changes, monkeypatc
     wrong = {check.name for check in found.checks if not check.passed}
     assert any(name.startswith("end to end") for name in wrong), found
     assert len([name for name in wrong if not name.startswith("end to end")]) == 2, found
+
+
+def served(precision):
+    if reason := whole.why_not_served(precision):
+        pytest.skip(f"cpu: {reason}")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "high"])
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_lower_precisions_are_judged_by_what_they_may_lose(name, precision, monkeypatch):
+    served(precision)
+    model, inputs = families.tiny(name), families.batch(name)
+    setting = torch.get_float32_matmul_precision()
+    try:
+        if precision == "high":
+            torch.set_float32_matmul_precision("high")
+            handle = bigkernels.accelerate(model)
+        else:
+            handle = bigkernels.accelerate(model, dtype=torch.bfloat16)
+        found = bigkernels.verify(model, inputs)
+        assert found.passed, found
+        assert handle.report().encoders == {"": f"one native call, {precision}"}
+        monkeypatch.setattr(whole, "_forward", native(x=lambda x: x.roll(1, 0)))
+        assert not bigkernels.verify(model, inputs).passed
+    finally:
+        torch.set_float32_matmul_precision(setting)
+
+
+def test_int8_is_judged_by_cosines():
+    truth = torch.randn(400, 32).double()
+    for size, good in ((0.001, True), (0.2, False)):
+        got = (truth + size * torch.randn(400, 32)).float()
+        found = outputs.judged("x", got, truth, truth.float(), None, loss="int8")
+        assert found.passed == good, found
+    got = truth.clone()
+    got[:5] *= -1  # few tokens wholly wrong
+    assert "1st percentile" in outputs.judged("x", got, truth, truth, None, loss="int8").reason
+    got[7] = torch.nan
+    assert not outputs.judged("x", got, truth, truth, None, loss="int8").passed
 
 
 def test_stale_packed_weights_are_flagged(monkeypatch):

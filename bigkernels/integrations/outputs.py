@@ -50,8 +50,9 @@ def judged(
     stock: Tensor,
     again: Callable[[int], Tensor],
     at: Tensor | None = None,
+    loss: str | None = None,
 ) -> Check:
-    """A check by the oracle's rule.
+    """A check by the oracle's rule; by that of docs/design.md section 6 for int8 if that is the loss.
 
     Stock itself is the first peer; while it alone would fail the result, stock in other orders of summation joins it:
     three of them as in the oracle, or as many as give ``NUMBERS`` numbers.
@@ -64,6 +65,8 @@ def judged(
     def part(x: Tensor) -> Tensor:
         return x if at is None or x.shape[: at.dim()] != at.shape else x[at]
 
+    if loss == "int8" and got.shape == truth.shape:
+        return _judged_by_cosines(name, part(got), part(truth), part(stock))
     got, truth, peers = part(got), part(truth), [part(stock)]
     verdict = oracle.judge(got, truth, peers)
     most = 1 + max(oracle.PERMUTATIONS, NUMBERS // max(1, got.numel()))
@@ -74,6 +77,28 @@ def judged(
     if got.numel() and got.shape == peers[0].shape:
         difference = float((got.double() - peers[0].double()).abs().max())
     return Check(name, verdict.error, verdict.bound, difference, verdict.reason)
+
+
+MEAN_COSINE, FIRST_PERCENTILE = 0.999, 0.997
+
+
+def cosines(got: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Mean and first percentile of the cosines between the vectors of two results (..., N)."""
+    a, b = (t.double().reshape(-1, t.shape[-1] if t.dim() else 1) for t in (got, truth))
+    found = torch.nn.functional.cosine_similarity(a, b, -1, 0.0).nan_to_num(1.0)
+    found = torch.where(a.isfinite().all(-1), found, -1.0)
+    return float(found.mean()), float(found.quantile(0.01))
+
+
+def _judged_by_cosines(name: str, got: Tensor, truth: Tensor, stock: Tensor) -> Check:
+    if not got.numel():
+        return Check(name, 0.0, 0.0, 0.0, "")
+    mean, low = cosines(got, truth)
+    reason = ""
+    if mean < MEAN_COSINE or low < FIRST_PERCENTILE:
+        reason = f"mean cosine {mean:.5f}, 1st percentile {low:.5f}"
+    difference = float((got.double() - stock.double()).abs().max())
+    return Check(name, 1.0 - mean, 1.0 - MEAN_COSINE, difference, reason)
 
 
 def named(output: Any) -> dict[str, Any]:

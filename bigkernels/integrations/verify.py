@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigkernels.integrations import backbone, outputs
+from bigkernels.integrations import backbone, outputs, whole
 from bigkernels.integrations.accelerate import accelerate
 from bigkernels.integrations.outputs import Check
 from bigkernels.integrations.permuted import Permuted
 from bigkernels.integrations.twins import role_of, stock_class
 from bigkernels.integrations.verify_layers import Layers, not_judged
+from bigkernels.testing.precision import products_rounded_like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +61,10 @@ def verify(model: nn.Module, batch: Mapping[str, Any]) -> Verification:
 
     Each result of the fused path may be as far from stock's float64 result as the oracle allows beside stock's own
     error (see docs/design.md section 6), whose sums may be taken in other orders; every output stock returns must be
-    there. Runs in evaluation mode without gradients, on the path that a call would
-    take; each layer is fed with stock's inputs. The model is left as it was found, after an exception too; one that
-    is not accelerated is accelerated for the time being. Memory: a float64 copy of the model.
+    there. Where ``accelerate(dtype=...)`` or torch's precision setting lets the native call lose precision, stock's
+    products lose as much; int8 is judged by the cosines of section 6. Runs in evaluation mode without gradients, on
+    the path that a call would take; each layer is fed with stock's inputs. The model is left as it was found, after an
+    exception too; one that is not accelerated is accelerated for the time being. Memory: a float64 copy of the model.
 
     Args:
         model: a model that ``accelerate`` knows, accelerated or not.
@@ -93,11 +95,33 @@ def verify(model: nn.Module, batch: Mapping[str, Any]) -> Verification:
         truth, why = _truth(exact, batch)
         wholes = [m for m in model.modules() if (role := role_of(m)) is not None and role.layer]
         with _as_stock(model) as fused_classes:
-            layers = Layers(model, exact, wholes, fused_classes, calls)
-            with layers.watching():
-                stock = outputs.named(_call(model, batch))
-            ends = _ends(model, batch, fused, truth, stock, layers.masks, why)
+            loss = _loss(calls)
+            layers = Layers(model, exact, wholes, fused_classes, calls, loss)
+            with _losing(loss):
+                with layers.watching():
+                    stock = outputs.named(_call(model, batch))
+                ends = _ends(model, batch, fused, truth, stock, layers.masks, why, loss)
     return Verification((*ends, *layers.checks), path)
+
+
+def _loss(calls: list[backbone.Call]) -> str | None:
+    """The most that a native call lost by the precision of its products."""
+    found = set()
+    for call in calls:
+        dtypes = {p.dtype for p in call.backbone.parameters()}
+        found |= {whole.loss(call.precision, dtype) for dtype in dtypes}
+    return next((loss for loss in ("int8", "medium", "high") if loss in found), None)
+
+
+@contextlib.contextmanager
+def _losing(loss: str | None) -> Iterator[None]:
+    """Stock's products lose as much, those inside its attention too."""
+    if loss not in ("medium", "high"):
+        yield
+        return
+    kernel = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    with kernel, products_rounded_like(loss):
+        yield
 
 
 def _truth(exact: nn.Module, batch: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -116,6 +140,7 @@ def _ends(
     stock: dict[str, Any],
     masks: list[Tensor],
     why: str,
+    loss: str | None,
 ) -> list[Check]:
     """The checks of every output end to end; model runs as stock."""
     keep = _keep(batch)
@@ -141,7 +166,7 @@ def _ends(
         at = outputs.tokens(theirs, short.get(output), masks)
         # Padded positions hold zeros here and leftovers in stock.
         again = functools.partial(_named, permuted, output)
-        found.append(outputs.judged(name, got, exact, theirs, again, at))
+        found.append(outputs.judged(name, got, exact, theirs, again, at, loss))
     return found
 
 

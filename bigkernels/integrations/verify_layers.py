@@ -25,6 +25,7 @@ class Layers:
         wholes: the layers to check.
         fused: the classes of the accelerated modules.
         calls: what each backbone did when the accelerated model ran, in order.
+        loss: what the native calls among them lose by their precision, as ``whole.loss`` has it.
     """
 
     def __init__(
@@ -34,10 +35,11 @@ class Layers:
         wholes: list[nn.Module],
         fused: Mapping[nn.Module, type[nn.Module]],
         calls: list[Call],
+        loss: str | None = None,
     ) -> None:
         self.checks: list[Check] = []
         self.masks: list[Tensor] = []
-        self._fused, self._calls = fused, calls
+        self._fused, self._calls, self._loss = fused, calls, loss
         names = {module: name for name, module in model.named_modules()}
         doubles = dict(exact.named_modules())
         self._layers = {module: (names[module], doubles[names[module]]) for module in wholes}
@@ -83,7 +85,7 @@ class Layers:
                 return _first(module.forward(*args, **kwargs))
 
         at = None if keep is None else _laid_out_like(keep, module, stock)
-        self.checks.append(outputs.judged(name, got, truth, stock, again, at))
+        self.checks.append(outputs.judged(name, got, truth, stock, again, at, self._loss))
 
     def _run_fused(
         self, module: nn.Module, call: Call | None, args: Any, kwargs: dict[str, Any]

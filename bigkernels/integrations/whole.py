@@ -154,6 +154,16 @@ def _own_precision(x: Tensor) -> str:
     return _BY_SETTING[torch.get_float32_matmul_precision()]
 
 
+def loss(precision: str | None, dtype: torch.dtype) -> str | None:
+    """What products of that precision lose beside the dtype's own: "high", "medium" (as torch has the words), "int8"
+    or None."""
+    if precision in ("int8", "int8_weights"):
+        return "int8"
+    if dtype != torch.float32:
+        return None
+    return {"high": "high", "bfloat16": "medium"}.get(precision or "float32")
+
+
 _encoders: weakref.WeakKeyDictionary[nn.Module, Encoder] = weakref.WeakKeyDictionary()
 
 
