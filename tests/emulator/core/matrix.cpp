@@ -69,10 +69,11 @@ void transpose(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
   for (int lane = 0; lane < kLanes; ++lane) d[lane] = element_pair(tile, lane, true);
 }
 
-float widen(uint32_t bits, Type type) {
-  if (type.kind == Type::kTf32) return tf32_to_float(bits);
+template <Type::Kind kKind>
+float widen(uint32_t bits) {
+  if (kKind == Type::kTf32) return tf32_to_float(bits);
   const auto half = static_cast<uint16_t>(bits);
-  return type.kind == Type::kBFloat ? bfloat_to_float(half) : half_to_float(half);
+  return kKind == Type::kBFloat ? bfloat_to_float(half) : half_to_float(half);
 }
 
 struct Fragments {
@@ -80,24 +81,26 @@ struct Fragments {
 };
 
 // Operand `i.vector`: registers of d, a, b, c in this order, `i.option` the depth K.
+template <Type::Kind kKind>
 void read_fragments(Warp& warp, const Instruction& i, size_t accumulators, Fragments& f) {
-  const bool single = i.source_type.bits == 32;  // tf32: one element a register
-  const int per = single ? 1 : 2, depth = i.option, chunk = single ? 4 : 8;
-  const size_t a_count = static_cast<size_t>(2 * depth / chunk), b_count = a_count / 2;
+  constexpr bool kSingle = kKind == Type::kTf32;  // tf32: one element a register
+  constexpr int kPer = kSingle ? 1 : 2, kChunk = kSingle ? 4 : 8;
+  const int depth = i.option;
+  const size_t a_count = static_cast<size_t>(2 * depth / kChunk), b_count = a_count / 2;
   const Operand* a = &i.vector[accumulators];
   const Operand *b = a + a_count, *c = b + b_count;
   for (int lane = 0; lane < kLanes; ++lane) {
-    const int group = lane / 4, at = (lane % 4) * per;
+    const int group = lane / 4, at = (lane % 4) * kPer;
     for (size_t k = 0; k < a_count; ++k) {
       const uint32_t bits = row<uint32_t>(warp, a[k])[lane];
-      for (int h = 0; h < per; ++h) {
-        f.a[group + 8 * (k % 2)][at + h + chunk * (k / 2)] = widen(bits >> (16 * h), i.source_type);
+      for (int h = 0; h < kPer; ++h) {
+        f.a[group + 8 * (k % 2)][at + h + kChunk * (k / 2)] = widen<kKind>(bits >> (16 * h));
       }
     }
     for (size_t k = 0; k < b_count; ++k) {
       const uint32_t bits = row<uint32_t>(warp, b[k])[lane];
-      for (int h = 0; h < per; ++h) {
-        f.b[at + h + chunk * static_cast<int>(k)][group] = widen(bits >> (16 * h), i.source_type);
+      for (int h = 0; h < kPer; ++h) {
+        f.b[at + h + kChunk * static_cast<int>(k)][group] = widen<kKind>(bits >> (16 * h));
       }
     }
     for (int k = 0; k < 4; ++k) {
@@ -116,7 +119,10 @@ void multiply(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
   if (!whole_warp(block, warp, i, mask)) return;
   const size_t accumulators = i.type.bits == 32 ? 4 : 2;
   Fragments f;
-  read_fragments(warp, i, accumulators, f);
+  const auto read = i.source_type.kind == Type::kTf32     ? &read_fragments<Type::kTf32>
+                    : i.source_type.kind == Type::kBFloat ? &read_fragments<Type::kBFloat>
+                                                          : &read_fragments<Type::kFloat>;
+  read(warp, i, accumulators, f);
   for (int m = 0; m < 16; ++m) {
     for (int k = 0; k < i.option; ++k) {
       for (int n = 0; n < 8; ++n) f.c[m][n] += f.a[m][k] * f.b[k][n];

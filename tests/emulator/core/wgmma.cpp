@@ -60,32 +60,46 @@ struct Product {
   Warp& warp;
   const Instruction& i;
   const int bytes = i.source_type.bits / 8;
-  uint64_t chunk = ~0ull;  // checked last
 
-  float load(const Tile& tile, bool mn_major, int mn, int k) {
-    const uint64_t at = tile.at(mn_major, mn, k, bytes);
-    if (!block.shared_memory.holds(at & ~15ull, 16)) {
+  // The 16 bytes from element (mn, k) on, checked; null if they are out of bounds.
+  const uint8_t* chunk(const Tile& tile, bool mn_major, int mn, int k) {
+    const uint64_t at = tile.at(mn_major, mn, k, bytes) & ~15ull;
+    if (!block.shared_memory.holds(at, 16)) {
       block.report(i, "wgmma reads shared memory out of bounds");
-      return NAN;
+      return nullptr;
     }
-    if ((at & ~15ull) != chunk) {
-      chunk = at & ~15ull;
-      block.shared(warp, i, 0, chunk, 16, Access::kRead);
-      block.report(i, block.read_by_async_proxy(warp, chunk, 16));
-      warp.open_products.push_back(chunk);
+    block.shared(warp, i, 0, at, 16, Access::kRead);
+    block.report(i, block.read_by_async_proxy(warp, at, 16));
+    warp.open_products.push_back(at);
+    return block.shared_memory.data(at);
+  }
+
+  // f(mn, k, value) for `count` rows from `first` on, in the order of memory: chunk by chunk.
+  template <typename F>
+  void each(const Tile& tile, bool mn_major, int first, int count, int depth, F f) {
+    const int outer_count = mn_major ? depth : count, inner_count = mn_major ? count : depth;
+    const int step = 16 / bytes;
+    for (int outer = 0; outer < outer_count; ++outer) {
+      for (int inner = 0; inner < inner_count; inner += step) {
+        const int mn = mn_major ? inner : outer, k = mn_major ? outer : inner;
+        const uint8_t* data = chunk(tile, mn_major, first + mn, k);
+        for (int e = 0; e < step; ++e) {
+          uint32_t bits = 0;
+          if (data != nullptr) std::memcpy(&bits, data + e * bytes, static_cast<size_t>(bytes));
+          f(mn_major ? mn + e : mn, mn_major ? k : k + e,
+            data != nullptr ? widen(bits, i.source_type) : NAN);
+        }
+      }
     }
-    uint32_t bits = 0;
-    std::memcpy(&bits, block.shared_memory.data(at), static_cast<size_t>(bytes));
-    return widen(bits, i.source_type);
   }
 };
 
 using Accumulators = float[16][256];
 
-uint32_t accumulator(Warp& warp, const Operand& operand, int lane) {
+const uint32_t* accumulator(const Warp& warp, const Operand& operand) {
   const auto pending = warp.products.find(operand.offset);
-  return pending == warp.products.end() ? row<uint32_t>(warp, operand)[lane]
-                                        : pending->second.values[static_cast<size_t>(lane)];
+  return pending == warp.products.end() ? row<uint32_t>(warp, operand)
+                                        : pending->second.values.data();
 }
 
 // The 16 rows of A that belong to this warp.
@@ -94,10 +108,8 @@ void read_a(Product& product, float (&a)[16][16], int depth) {
   const Instruction& i = product.i;
   if (i.a.present()) {
     const Tile tile(row<uint64_t>(warp, i.a)[0]);
-    for (int m = 0; m < 16; ++m) {
-      for (int k = 0; k < depth; ++k)
-        a[m][k] = product.load(tile, i.mode & 1, warp.id % 4 * 16 + m, k);
-    }
+    product.each(tile, i.mode & 1, static_cast<int>(warp.id % 4 * 16), 16, depth,
+                 [&](int m, int k, float value) { a[m][k] = value; });
     return;
   }
   const int per = 4 / product.bytes, chunk = 4 * per;
@@ -116,23 +128,20 @@ void multiply(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
   if (mask != kAllLanes) return block.report(i, "divergence: a part of a warp runs wgmma");
   const int n = i.count * 8, depth = 256 / i.source_type.bits;
   Product product{block, warp, i};
-  thread_local Accumulators c;
+  Accumulators c;
   float a[16][16], b[16][256];
   read_a(product, a, depth);
   const Tile tile(row<uint64_t>(warp, i.b)[0]);
-  for (int column = 0; column < n; ++column) {
-    for (int k = 0; k < depth; ++k) b[k][column] = product.load(tile, i.mode & 2, column, k);
-  }
+  product.each(tile, i.mode & 2, 0, n, depth,
+               [&](int column, int k, float value) { b[k][column] = value; });
   const bool adds = (predicate(warp, i.c) & 1) != 0;
   const float sign = static_cast<float>(i.option);
   const auto place = [&](int lane, int r) -> float& {
     return c[lane / 4 + 8 * (r / 2 % 2)][r / 4 * 8 + 2 * (lane % 4) + r % 2];
   };
   for (int r = 0; r < n / 2; ++r) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      place(lane, r) =
-          adds ? to_float(accumulator(warp, i.vector[static_cast<size_t>(r)], lane)) : 0;
-    }
+    const uint32_t* before = accumulator(warp, i.vector[static_cast<size_t>(r)]);
+    for (int lane = 0; lane < kLanes; ++lane) place(lane, r) = adds ? to_float(before[lane]) : 0;
   }
   for (int m = 0; m < 16; ++m) {
     for (int k = 0; k < depth; ++k) {
