@@ -121,7 +121,7 @@ def test_vectors_of_reductions_add_every_element(name):
             halves = values.view(np.float16)
             twice = (np.float16(0) + halves + halves).view(np.uint32)
         else:
-            floats = widened(values, "bf16").reshape(-1)
+            floats = np.float32(0) + widened(values, "bf16").reshape(-1)
             # Twice a bfloat16 is one, or infinite.
             twice = (
                 ((floats + floats).view(np.uint32) >> np.uint32(16))

@@ -12,7 +12,7 @@ namespace bigkernels {
 namespace {
 
 constexpr int kMaxThreads = 256;
-constexpr int kSteps = 64;  // of four loads and four products each
+constexpr int kSteps = 64;                        // of four loads and four products each
 constexpr double kOperations = 2 * 16 * 16 * 32;  // of a bfloat16 tile product
 constexpr int kMultiplies =
     700;  // a chain of them takes three cycles each, whatever a sibling does
