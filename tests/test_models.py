@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import bigkernels as bk
 from bigkernels.models import (
     BertConfig,
     BertForMaskedLM,
@@ -54,6 +55,19 @@ def pair(name: str, dtype: torch.dtype = torch.float32, **sizes: object):
 
 def result(output: object, name: str) -> torch.Tensor:
     return output.last_hidden_state if name == "model" else output.logits
+
+
+def test_at_inference_all_layers_are_one_native_call_unless_one_is_watched():
+    model, _ = pair("model")
+    with torch.no_grad(), bk.trace() as records:
+        once = model(**batch()).last_hidden_state
+    assert {r.room for r in records if r.backend == "cpu"} == {"embedding", "encoder"}
+    seen = []
+    model.encoder.layer[1].register_forward_hook(lambda *given: seen.append(given))
+    with torch.no_grad(), bk.trace() as records:
+        layers = model(**batch()).last_hidden_state
+    assert len(seen) == 1 and "encoder" not in {r.room for r in records}
+    torch.testing.assert_close(once, layers, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", PAIRS)
