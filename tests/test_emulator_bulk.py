@@ -13,6 +13,7 @@ from tests.conformance.bulk import SIZES, TILE
 from tests.conformance.cases import catalogue, module
 from tests.conformance.driver import TensorMap
 from tests.emulator import build
+from tests.emulator.ptx import mutants
 
 pytestmark = pytest.mark.skipif(
     build.why_no_core() is not None, reason=f"emulated: {build.why_no_core()}"
@@ -177,7 +178,7 @@ needs_nvcc = pytest.mark.skipif(
 )
 
 
-def pipeline(fault=0, seed=1, steps=5):
+def pipeline(fault=0, seed=1, steps=5, ptx=None):
     """(A B^T as the kernel makes it, and exactly), bfloat16 of small integers."""
     random = np.random.default_rng(seed)
     exact = [random.integers(-3, 4, (64, 64 * steps)).astype(np.float32) for _ in range(2)]
@@ -188,7 +189,7 @@ def pipeline(fault=0, seed=1, steps=5):
     maps.append(TensorMap(2, "f32", (64, 64), (256,), (64, 64)))
     shared = 4 * 8192 + 16384 + 1024
     device = driver.emulated(seed)
-    device.run(compiled(fault), [*maps, a, b, c, steps], 160, 1, shared, "pipeline_kernel")
+    device.run(ptx or compiled(fault), [*maps, a, b, c, steps], 160, 1, shared, "pipeline_kernel")
     return c, exact[0] @ exact[1].T
 
 
@@ -219,6 +220,22 @@ def test_planted_faults_of_a_pipeline_are_found(fault):
     for seed in SEEDS:
         with pytest.raises(driver.DriverError, match=f"(?s){PIPELINE_FAULTS[fault]}"):
             pipeline(fault, seed)
+
+
+@needs_nvcc
+def test_every_barrier_wait_and_fence_of_a_pipeline_is_needed():
+    survivors, tried = [], 0
+    for line, ptx in mutants(compiled(0), "pipeline_kernel"):
+        tried += 1
+        try:
+            for seed in (1, 2, 3):
+                pipeline(0, seed, ptx=ptx)
+        except driver.DriverError:
+            continue
+        survivors.append(line.partition(": ")[2])
+    assert tried > 5
+    # Behind mbarrier.init, for the copy engine to see the mbarrier: the emulator does not look at that.
+    assert survivors == ["fence.proxy.async.shared::cta;"]
 
 
 @needs_nvcc
