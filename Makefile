@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SHELL := /bin/bash
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
-ROOM_TESTS = $(wildcard tests/test_embedding*.py tests/test_layer_norm*.py tests/test_attention*.py tests/test_ffn*.py)
+ROOM_TESTS = $(wildcard tests/test_embedding*.py tests/test_layer_norm*.py tests/test_attention*.py tests/test_ffn*.py tests/test_encoder*.py)
 
 .PHONY: build test test-full test-isa test-abi static-gate sanitize lint format demo bench clean
 

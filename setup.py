@@ -25,7 +25,7 @@ NATIVE = f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
 # Without exceptions: a destructor or a frame to unwind would bring a weak symbol for them.
 AVX2 = "-mavx2 -mfma -mf16c -fno-exceptions"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq"
-AMX = f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16"
+AMX = f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16 -mamx-int8"
 FLAGS = {  # the only files that may use more than baseline x86-64, and the only OpenMP
     "csrc/isa/avx2.cpp": AVX2,
     "csrc/isa/avx512.cpp": AVX512,

@@ -7,6 +7,7 @@ those facts each drawer takes, so that a refusal of a combination shows too.
 import importlib.util
 import itertools
 import pathlib
+import unittest.mock
 
 import torch
 
@@ -14,6 +15,7 @@ from bigkernels import backends, library
 from bigkernels.ops.attention.contract import Facts as AttentionFacts
 from bigkernels.ops.embedding.contract import Facts as EmbeddingFacts
 from bigkernels.ops.encoder import api as encoder  # noqa: F401  registers its drawers
+from bigkernels.ops.encoder import cpu as encoder_cpu
 from bigkernels.ops.encoder.contract import PRECISIONS
 from bigkernels.ops.encoder.contract import Facts as EncoderFacts
 from bigkernels.ops.ffn.contract import ACTIVATIONS
@@ -107,7 +109,12 @@ def missing():
 
 
 def answer(room, drawer, facts):
-    reasons = backends.refusals(room, drawer, facts._replace(device=DRAWERS[drawer]), forced=True)
+    with unittest.mock.patch.object(
+        encoder_cpu, "_isa", return_value="amx"
+    ):  # whatever machine this is
+        reasons = backends.refusals(
+            room, drawer, facts._replace(device=DRAWERS[drawer]), forced=True
+        )
     return "; ".join(reasons)
 
 

@@ -6,14 +6,15 @@ import threading
 import pytest
 import torch
 
-from bigkernels.ops.encoder import api
+from bigkernels import Unsupported
+from bigkernels.ops.encoder import api, contract
 from bigkernels.ops.encoder.contract import PARTS, Facts
 from bigkernels.testing import cases
 from bigkernels.testing.oracle import same_bits
 
 HAND_PICKED_AND_RANDOM = cases("encoder")
 MORE_RANDOM = [case for case in cases("encoder", full=True) if case not in HAND_PICKED_AND_RANDOM]
-precisions = pytest.mark.parametrize("precision", ["float32", "high", "bfloat16"])
+precisions = pytest.mark.parametrize("precision", ["float32", "high", "bfloat16", "int8"])
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_random_calls_match_float64(case, device):
     device.check(case)
 
 
-def weights(layers=2, width=64, hidden=96):
+def weights(layers=2, width=64, hidden=128):
     torch.manual_seed(3)
     found = []
     for _ in range(layers):
@@ -61,7 +62,7 @@ def network(device, precision):
     """x, cu_seq to the result of a small encoder, its weights packed once."""
     if device.name != "cpu":
         pytest.skip("encoder has no kernels but the CPU's")
-    facts = Facts("cpu", torch.float32, precision, "gelu", False, False, 64, 96, 32, False)
+    facts = Facts("cpu", torch.float32, precision, "gelu", False, False, 64, 128, 32, False)
     device.require("encoder", facts)
     packed = api.pack_encoder(weights(), 2, precision)
     return lambda x, cu_seq, **options: api.encoder(
@@ -130,6 +131,37 @@ def test_python_threads_share_the_packed_weights(network):
         assert all(same_bits(o, out) for o in outs)
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_int8_stays_close_to_float32(device, norm_first):
+    if device.name != "cpu":
+        pytest.skip("encoder has no kernels but the CPU's")
+    shape = (384, 1536)
+    facts = Facts("cpu", torch.float32, "int8", "gelu", norm_first, False, *shape, 32, False)
+    device.require("encoder", facts)
+    given, lengths = weights(6, *shape), (60, 1, 33)
+    x = torch.randn(sum(lengths), shape[0])
+    x[:, 7] *= 20  # a column as trained models have some
+    options = {"heads": 12, "norm_first": norm_first}
+    out, expected = (
+        api.encoder(x, starts(*lengths), given, precision=precision, **options)
+        for precision in ("int8", "float32")
+    )
+    cosines = torch.cosine_similarity(out, expected, dim=1)
+    assert cosines.mean() > 0.999
+    assert cosines.quantile(0.01) > 0.997
+
+
+def test_int8_refuses_widths_that_fill_no_tile(device):
+    if device.name != "cpu":
+        pytest.skip("encoder has no kernels but the CPU's")
+    usual = Facts("cpu", torch.float32, "int8", "gelu", False, False, 64, 128, 32, False)
+    device.require("encoder", usual)
+    with pytest.raises(Unsupported, match="hidden 96 is not a multiple of 64"):
+        api.pack_encoder(weights(1, 64, 96), 2, "int8")
+    with pytest.raises(Unsupported, match="head_dim 16 is not a multiple of 32"):
+        api.pack_encoder(weights(1, 64, 128), 4, "int8")
+
+
 def _in_child(queue, network, x, cu_seq):
     queue.put(network(x, cu_seq).numpy())
 
@@ -151,6 +183,7 @@ def test_a_forked_process_computes_the_same(network):
 @precisions
 def test_a_copy_of_packed_weights_serves(network, precision):
     packed = api.pack_encoder(weights(), 2, precision)
+    assert packed.data.numel() == contract.packed_bytes(2, 64, 128, precision)
     padded = torch.cat([packed.data.new_zeros(192), packed.data])[192:]
     x, cu_seq = torch.randn(20, 64), starts(20)
     for copy in (packed.data.clone(), padded):
@@ -162,7 +195,7 @@ def test_a_fingerprint_tells_changed_exchanged_and_resized_weights(device):
     if device.name != "cpu":
         pytest.skip("encoder has no kernels but the CPU's")
     device.require(
-        "encoder", Facts("cpu", torch.float32, "float32", "gelu", False, False, 64, 96, 32, False)
+        "encoder", Facts("cpu", torch.float32, "float32", "gelu", False, False, 64, 128, 32, False)
     )
     given = [torch.randn(300, 300), torch.randn(300), torch.empty(0)]
     before = api.fingerprint(given)
@@ -182,7 +215,7 @@ def test_wrong_arguments_are_named(device):
     if device.name != "cpu":
         pytest.skip("encoder has no kernels but the CPU's")
     device.require(
-        "encoder", Facts("cpu", torch.float32, "float32", "gelu", False, False, 64, 96, 32, False)
+        "encoder", Facts("cpu", torch.float32, "float32", "gelu", False, False, 64, 128, 32, False)
     )
     given = weights()
     x, cu_seq = torch.randn(9, 64), starts(9)

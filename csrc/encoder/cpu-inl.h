@@ -11,14 +11,17 @@ namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 
 // How the products of an encoder are made.
-enum class EncoderPath { kNone, kFloat32, kBFloat16, kTiles, kSplitTiles };
+enum class EncoderPath { kNone, kFloat32, kBFloat16, kTiles, kSplitTiles, kInt8Tiles };
 
 inline EncoderPath path_of(const EncoderShape& shape) {
   const bool narrow = shape.precision == EncoderPrecision::kBFloat16;
   const bool split = shape.precision == EncoderPrecision::kHigh;
 #if defined(__AMX_BF16__)
-  if (tiles_serve(shape) && (narrow || split)) {
+  if (tiles_serve(shape, kTileDepth) && (narrow || split)) {
     return narrow ? EncoderPath::kTiles : EncoderPath::kSplitTiles;
+  }
+  if (shape.precision == EncoderPrecision::kInt8) {
+    return tiles_serve(shape, 2 * kTileDepth) ? EncoderPath::kInt8Tiles : EncoderPath::kNone;
   }
 #endif
   if (narrow) return EncoderPath::kBFloat16;
@@ -46,6 +49,17 @@ void pack_for_tiles(const EncoderPackParams& params, const EncoderLayout& layout
                    pack_tile_panel<kKind>(source, n, room, out + tiles * operand_bytes<kKind>());
                  });
 }
+
+void pack_for_int8_tiles(const EncoderPackParams& params, const EncoderLayout& layout) {
+  for_each_panel(
+      params, layout, kPairSide, [](const PackSource& source, int64_t n, char* out, float* room) {
+        if (source.product == kOut) {
+          const int64_t tiles = n / kTileSide * (source.depth() / kTileDepth);
+          return pack_tile_panel<TileKind::kPlain>(source, n, room, out + tiles * kTileBytes);
+        }
+        pack_int8_panel(source, n, room, out + n * source.depth());
+      });
+}
 #endif
 
 void encoder_pack(const EncoderPackParams& params) {
@@ -57,6 +71,8 @@ void encoder_pack(const EncoderPackParams& params) {
       return pack_for_tiles<TileKind::kPlain>(params, layout);
     case EncoderPath::kSplitTiles:
       return pack_for_tiles<TileKind::kSplit>(params, layout);
+    case EncoderPath::kInt8Tiles:
+      return pack_for_int8_tiles(params, layout);
 #endif
     case EncoderPath::kBFloat16:
       return pack_for_vectors<BFloat16>(params, layout);
@@ -72,6 +88,8 @@ int64_t encoder_workspace(const EncoderForwardParams& params) {
       return TileEncoder<TileKind::kPlain>(params).bytes;
     case EncoderPath::kSplitTiles:
       return TileEncoder<TileKind::kSplit>(params).bytes;
+    case EncoderPath::kInt8Tiles:
+      return TileEncoder<TileKind::kInt8>(params).bytes;
 #endif
     default:
       return VectorEncoder<float>(params).bytes;
@@ -85,6 +103,8 @@ void encoder_forward(const EncoderForwardParams& params) {
       return forward_tiles<TileKind::kPlain>(params);
     case EncoderPath::kSplitTiles:
       return forward_tiles<TileKind::kSplit>(params);
+    case EncoderPath::kInt8Tiles:
+      return forward_tiles<TileKind::kInt8>(params);
 #endif
     case EncoderPath::kBFloat16:
       return forward_vectors<BFloat16>(params);

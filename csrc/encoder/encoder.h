@@ -31,10 +31,11 @@ static inline int64_t product_depth(const EncoderShape& shape, int product) {
   return product == kDown ? shape.hidden : shape.width;
 }
 
-// Bytes of a weight's element as it is packed.
-static inline int64_t packed_element(EncoderPrecision precision) {
-  if (precision == EncoderPrecision::kBFloat16) return 2;
-  return precision == EncoderPrecision::kFloat32 || precision == EncoderPrecision::kHigh ? 4 : 1;
+// Bytes of a weight's element as it is packed. With integers the product after the attention, an
+// eighth of all at most, is bfloat16's: nothing has seen its rows whole, to scale them.
+static inline int64_t packed_element(EncoderPrecision precision, int product) {
+  if (precision == EncoderPrecision::kFloat32 || precision == EncoderPrecision::kHigh) return 4;
+  return precision == EncoderPrecision::kBFloat16 || product == kOut ? 2 : 1;
 }
 
 // Where the parts of one layer lie in the packed weights, in bytes; the blocks are as large for
@@ -49,7 +50,7 @@ struct EncoderLayout {
     for (int p = 0; p < kEncoderProducts; ++p) {
       const int64_t rows = round_up(product_rows(shape, p), kBlock);
       const int64_t depth = round_up(product_depth(shape, p), kBlock);
-      weight[p] = take(rows * depth * packed_element(shape.precision));
+      weight[p] = take(rows * depth * packed_element(shape.precision, p));
       bias[p] = take(3 * rows * 4);
     }
     for (int64_t& place : norm) place = take(2 * round_up(shape.width, kBlock) * 4);

@@ -32,6 +32,7 @@ struct PackSource {
   const EncoderTensor* tensors;  // of the layer
   EncoderShape shape;
   int product;
+  float* bias;  // where the biases and two numbers more a row go
 
   int64_t rows() const { return product_rows(shape, product); }
   int64_t depth() const { return product_depth(shape, product); }
@@ -52,13 +53,11 @@ struct PackSource {
     const EncoderTensor* tensor = tensor_of(n, &row);
     read_tensor(*tensor, row * depth(), depth(), 0.0f, out);
   }
-  void read_biases(float* out) const {
-    const int64_t padded = round_up(rows(), EncoderLayout::kBlock);
-    for (int64_t n = 0; n < padded; ++n) out[n] = 0.0f;
+  void read_biases() const {
     const int64_t parts = product == kQueryKeyValue ? 3 : 1, each = rows() / parts;
     for (int64_t part = 0; part < parts; ++part) {
-      const EncoderTensor& bias = tensors[kProductTensors[product] + 2 * part + 1];
-      read_tensor(bias, 0, each, 0.0f, out + part * each);
+      const int place = kProductTensors[product] + 2 * static_cast<int>(part) + 1;
+      read_tensor(tensors[place], 0, each, 0.0f, bias + part * each);
     }
   }
 };
@@ -87,8 +86,8 @@ inline void pack_rows(const EncoderPackParams& params, const EncoderLayout& layo
                 out + round_up(n, EncoderLayout::kBlock));
   }
   for (int product = 0; product < kEncoderProducts; ++product) {
-    const PackSource source = {tensors, params.shape, product};
-    source.read_biases(reinterpret_cast<float*>(base + layout.bias[product]));
+    float* bias = reinterpret_cast<float*>(base + layout.bias[product]);
+    PackSource{tensors, params.shape, product, bias}.read_biases();
   }
 }
 
@@ -101,8 +100,10 @@ inline void for_each_panel(const EncoderPackParams& params, const EncoderLayout&
   parallel_tiles(params.num_threads, layers * kEncoderProducts, [&](int64_t tile, int) {
     const int64_t layer = tile / kEncoderProducts;
     const int product = static_cast<int>(tile % kEncoderProducts);
-    const PackSource source = {params.tensors + layer * kEncoderTensors, params.shape, product};
-    char* out = static_cast<char*>(params.out) + layer * layout.bytes + layout.weight[product];
+    char* base = static_cast<char*>(params.out) + layer * layout.bytes;
+    const PackSource source = {params.tensors + layer * kEncoderTensors, params.shape, product,
+                               reinterpret_cast<float*>(base + layout.bias[product])};
+    char* out = base + layout.weight[product];
     const int64_t bytes = round_up(3 * width * source.depth() * 4, 64);
     float* room = static_cast<float*>(aligned_alloc(64, static_cast<size_t>(bytes)));
     for (int64_t n = 0; n < source.rows(); n += width) pack(source, n, out, room);

@@ -1,35 +1,41 @@
-// The encoder on AMX tiles: bfloat16 products, or each float32 one as three of those. Between the
-// products everything lies as the next one's tiles read it.
+// The encoder on AMX tiles: bfloat16 products, each float32 one as three of those, or int8. Between
+// the products everything lies as the next one's tiles read it.
 #pragma once
 
 #include "attention/tiles_forward-inl.h"
 #include "common/cpu/tile_products.h"
-#include "encoder/rows-inl.h"
+#include "encoder/tiles_int8-inl.h"
 #include "ffn/activation-inl.h"
 
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 
-inline bool tiles_serve(const EncoderShape& shape) {
+// depth: of K in a tile.
+inline bool tiles_serve(const EncoderShape& shape, int64_t depth) {
+  if (shape.width % depth != 0 || shape.hidden % depth != 0) return false;
   const int64_t dim = shape.width / shape.heads;
-  return dim % kPairSide == 0 && dim <= 256 && shape.hidden % kPairSide == 0;
+  return dim % kPairSide == 0 && dim <= 256;
 }
 
 template <TileKind kKind>
 struct TileEncoder {
-  static constexpr bool kSplit = kKind == TileKind::kSplit;
+  static constexpr bool kSplit = kKind == TileKind::kSplit, kInt8 = kKind == TileKind::kInt8;
+  static constexpr TileKind kContext = kInt8 ? TileKind::kPlain : kKind;
   // What the attention reads: float32 where products are to be as good as float32's.
   static constexpr DType kAttended = kSplit ? DType::kFloat32 : DType::kBFloat16;
 
   const EncoderForwardParams& p;
   const EncoderLayout layout;
-  const int64_t width, groups, width_row, wide_row;
+  const int64_t width, groups, width_row, wide_row, hidden_row;
   float* x;         // residual
   char* heads;      // q k v, rows of kAttended
-  float* attended;  // kSplit: rows of the attention's results
+  float* attended;  // rows of the attention's results (kSplit) or of normalized ones (kInt8)
+  BFloat16* wide;   // kInt8: rows of the hidden layer
+  RowScales input_scales, hidden_scales;
   float* lse;
   Completion completion;
-  LeftRows<kKind> input, context, hidden;
+  LeftRows<kKind> input, hidden;
+  LeftRows<kContext> context;
   char* attention;  // scratch of each thread
   int64_t attention_bytes;
   AttentionCall call;
@@ -42,18 +48,22 @@ struct TileEncoder {
         groups(ceil_div(p.tokens, kPairSide)),
         width_row(round_up(width, 64) + 16),
         wide_row(round_up(3 * width, 64) + 32),
+        hidden_row(p.shape.hidden + 32),
         input(nullptr, p.tokens, width),
-        context(nullptr, p.tokens, width),
-        hidden(nullptr, p.tokens, p.shape.hidden) {
+        hidden(nullptr, p.tokens, p.shape.hidden),
+        context(nullptr, p.tokens, width) {
     Arena arena = {reinterpret_cast<uintptr_t>(p.workspace), 0};
     const int64_t rows = groups * kPairSide;
     x = arena.take<float>(rows * width_row);
     heads = arena.take<char>(rows * wide_row * element_size(kAttended));
-    attended = arena.take<float>(kSplit ? rows * width_row : 0);
+    attended = arena.take<float>(kSplit || kInt8 ? rows * width_row : 0);
+    wide = arena.take<BFloat16>(kInt8 ? rows * hidden_row : 0);
+    input_scales = {arena.take<float>(rows), arena.take<int32_t>(rows)};
+    hidden_scales = {arena.take<float>(rows), arena.take<int32_t>(rows)};
     lse = arena.take<float>(p.shape.heads * p.tokens);
     completion.counts = arena.take<int32_t>(groups);
     input.data = arena.take<char>(LeftRows<kKind>::bytes(p.tokens, width));
-    context.data = arena.take<char>(LeftRows<kKind>::bytes(p.tokens, width));
+    context.data = arena.take<char>(LeftRows<kContext>::bytes(p.tokens, width));
     hidden.data = arena.take<char>(LeftRows<kKind>::bytes(p.tokens, p.shape.hidden));
     prepare_attention();
     attention = arena.take<char>(attention_bytes * p.num_threads);
@@ -74,18 +84,7 @@ struct TileEncoder {
   // From the row's sum with the residual on.
   void end_row(int64_t r, RowEnd end) const {
     float* row = x + r * width_row;
-    const auto take = [&](int64_t c, Vec low, Vec high) {
-      if (end.residual) {
-        store(row + c, low);
-        store(row + c + Vec::kLanes, high);
-      }
-      if (end.last) {
-        store_output(p, r, c, low, Whole{});
-        store_output(p, r, c + Vec::kLanes, high, Whole{});
-      } else {
-        input.store(r, c / kTileDepth, low, high);
-      }
-    };
+    float* result = end.residual ? row : kInt8 ? attended + r * width_row : nullptr;
     const RowNorm norm = end.norm != nullptr ? norm_of(row, width, end.norm, p.eps) : RowNorm{};
     for (int64_t c = 0; c < width; c += kTileDepth) {
       Vec low = Vec::load(row + c), high = Vec::load(row + c + Vec::kLanes);
@@ -93,7 +92,19 @@ struct TileEncoder {
         low = norm.apply(low, c, Whole{});
         high = norm.apply(high, c + Vec::kLanes, Whole{});
       }
-      take(c, low, high);
+      if (result != nullptr) {
+        store(result + c, low);
+        store(result + c + Vec::kLanes, high);
+      }
+      if (end.last) {
+        store_output(p, r, c, low, Whole{});
+        store_output(p, r, c + Vec::kLanes, high, Whole{});
+      } else if constexpr (!kInt8) {
+        input.store(r, c / kTileDepth, low, high);
+      }
+    }
+    if constexpr (kInt8) {
+      if (!end.last) quantize_row(result, r, width, input, input_scales);
     }
   }
 
@@ -116,25 +127,31 @@ struct TileEncoder {
     }
   }
 
-  template <class E, class D>
+  template <TileKind kOperand, class E, class D>
   void multiply(TeamMember member, const LayerWeights& layer, int product,
-                const LeftRows<kKind>& from, const E& epilogue, const D& done) const {
-    const TileWork work(p.tokens, product_rows(p.shape, product), product_depth(p.shape, product),
-                        operand_bytes<kKind>());
+                const LeftRows<kOperand>& from, RowScales scales, const E& epilogue,
+                const D& done) const {
+    const int64_t columns = product_rows(p.shape, product);
+    const TileWork work(p.tokens, columns, from.steps, operand_bytes<kOperand>());
     const float* bias = layer.bias(product);
+    const ColumnScales by = {scales, bias, columns};
     member.begin(work.count());
     multiply_tile_panels(
         member, work, from, static_cast<const char*>(layer.weight(product)),
         [&](int64_t r, int64_t c, const float* sums) __attribute__((always_inline)) {
-          epilogue(r, c, Vec::load(sums) + Vec::load(bias + c),
-                   Vec::load(sums + Vec::kLanes) + Vec::load(bias + c + Vec::kLanes));
+          if constexpr (kOperand == TileKind::kInt8) {
+            epilogue(r, c, by.apply(r, c, sums), by.apply(r, c + Vec::kLanes, sums + Vec::kLanes));
+          } else {
+            epilogue(r, c, Vec::load(sums) + Vec::load(bias + c),
+                     Vec::load(sums + Vec::kLanes) + Vec::load(bias + c + Vec::kLanes));
+          }
         },
         [&](int64_t group) { done(group, work.panels); });
   }
 
   void project(TeamMember member, const LayerWeights& layer) const {
     multiply(
-        member, layer, kQueryKeyValue, input,
+        member, layer, kQueryKeyValue, input, input_scales,
         [&](int64_t r, int64_t c, Vec low, Vec high) __attribute__((always_inline)) {
           if constexpr (kSplit) {
             float* out = reinterpret_cast<float*>(heads) + r * wide_row + c;
@@ -151,20 +168,36 @@ struct TileEncoder {
   void raise(TeamMember member, const LayerWeights& layer) const {
     visit_activation(p.activation, [&]<FfnActivation kActivation>() {
       multiply(
-          member, layer, kUp, input,
+          member, layer, kUp, input, input_scales,
           [&](int64_t r, int64_t c, Vec low, Vec high) __attribute__((always_inline)) {
             const Pair<Vec> y = activate<kActivation>(Pair<Vec>{low, high});
-            hidden.store(r, c / kTileDepth, y.low, y.high);
+            if constexpr (kInt8) {
+              store_bits(wide + r * hidden_row + c, narrow_pair(y.low, y.high));
+            } else {
+              hidden.store(r, c / kTileDepth, y.low, y.high);
+            }
           },
-          [](int64_t, int64_t) {});
+          [&](int64_t group, int64_t shares) {
+            if constexpr (kInt8) {
+              if (completion.last(group, shares)) quantize_hidden(group);
+            }
+          });
     });
   }
 
+  void quantize_hidden(int64_t group) const {
+    const int64_t first = group * kPairSide;
+    for (int64_t r = first; r < min_int(p.tokens, first + kPairSide); ++r) {
+      quantize_row(wide + r * hidden_row, r, p.shape.hidden, hidden, hidden_scales);
+    }
+  }
+
   // x = x + product + bias, and what follows once a row is complete.
+  template <TileKind kOperand>
   void narrow(TeamMember member, const LayerWeights& layer, int product,
-              const LeftRows<kKind>& from, RowEnd end) const {
+              const LeftRows<kOperand>& from, RowEnd end) const {
     multiply(
-        member, layer, product, from,
+        member, layer, product, from, hidden_scales,
         [&](int64_t r, int64_t c, Vec low, Vec high) __attribute__((always_inline)) {
           float* row = x + r * width_row + c;
           store(row, Vec::load(row) + low);
@@ -244,30 +277,6 @@ void forward_tiles(const EncoderForwardParams& p) {
   const TileEncoder<kKind> encoder(p);
   for (int64_t i = 0; i < encoder.groups; ++i) encoder.completion.counts[i] = 0;
   run_team(p.num_threads, [&](TeamMember member) { encoder.run(member); });
-}
-
-// 32 rows of the matrix from `begin` on; room: three times their elements in float32.
-template <TileKind kKind>
-void pack_tile_panel(const PackSource& source, int64_t begin, float* room, char* out) {
-  const int64_t depth = source.depth(), size = kPairSide * depth;
-  BFloat16* rows = reinterpret_cast<BFloat16*>(room + size);
-  BFloat16* tiles = rows + size;
-  for (int64_t n = 0; n < kPairSide; ++n) source.read_row(begin + n, room + n * depth);
-  for (int part = 0; part < (kKind == TileKind::kSplit ? 2 : 1); ++part) {
-    for (int64_t i = 0; i < size; i += kTileDepth) {
-      Vec low = Vec::load(room + i), high = Vec::load(room + i + Vec::kLanes);
-      store(rows + i, low);
-      store(rows + i + Vec::kLanes, high);
-      store(room + i, low - Vec::load(rows + i));
-      store(room + i + Vec::kLanes, high - Vec::load(rows + i + Vec::kLanes));
-    }
-    pack_right_columns(rows, depth, 0, kPairSide, depth, tiles);
-    const int64_t count = size / kTileSize;
-    for (int64_t tile = 0; tile < count; ++tile) {
-      __builtin_memcpy(out + tile * operand_bytes<kKind>() + part * kTileBytes,
-                       tiles + tile * kTileSize, kTileBytes);
-    }
-  }
 }
 
 }  // namespace

@@ -40,10 +40,11 @@ bool kernel_permits_tiles() {
 }
 
 bool has_amx() {
-  constexpr unsigned int kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAvx512Bf16 = 1u << 5;
+  constexpr unsigned int kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;
+  constexpr unsigned int kAvx512Bf16 = 1u << 5;
   unsigned int eax, ebx, ecx, edx;
   if (!has_avx512() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
-  const bool has_tiles = (edx & kAmxBf16) && (edx & kAmxTile);
+  const bool has_tiles = (edx & kAmxBf16) && (edx & kAmxTile) && (edx & kAmxInt8);
   if (!has_tiles || !__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) return false;
   static const bool permitted = (eax & kAvx512Bf16) && kernel_permits_tiles();
   return permitted;

@@ -25,7 +25,7 @@ constexpr int64_t kCachedBytes = int64_t{1} << 20;
 template <int kRows, class W>
 __attribute__((noinline)) void multiply_rows(const float* x, int64_t x_row, const W* panel,
                                              int64_t depth, float* sums) {
-  constexpr int64_t kAhead = 8;
+  constexpr int64_t kAhead = 48;
   for (int64_t begin = 0; begin < depth; begin += kPanelChain) {
     const int64_t end = min_int(depth, begin + kPanelChain);
     Vec sum[kRows][kPanelParts];

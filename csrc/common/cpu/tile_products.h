@@ -4,7 +4,8 @@
 //   rows     (M, K)  [M / 32][K / 32][2][16 rows][32 of K]: left operands; a lone last tile of rows
 //                    lies without its pair
 // kSplit: every tile is followed by the tile of what bfloat16 left over, and three products make
-// one: x W = xh Wh + xh Wl + xl Wh.
+// one: x W = xh Wh + xh Wl + xl Wh. kInt8: tiles hold 64 of K, rows unsigned, weights signed; sums
+// are int32.
 #pragma once
 
 #include "common/cpu/panels.h"
@@ -13,7 +14,7 @@
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 
-enum class TileKind { kPlain, kSplit };
+enum class TileKind { kPlain, kSplit, kInt8 };
 
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kBlockSums = kPairSide * kPairSide;
@@ -23,6 +24,11 @@ constexpr int64_t operand_bytes() {
   return kKind == TileKind::kSplit ? 2 * kTileBytes : kTileBytes;
 }
 
+template <TileKind kKind>
+constexpr int64_t operand_depth() {
+  return kKind == TileKind::kInt8 ? 2 * kTileDepth : kTileDepth;
+}
+
 // Left operands of `rows` rows in memory.
 template <TileKind kKind>
 struct LeftRows {
@@ -30,14 +36,15 @@ struct LeftRows {
   int64_t tiles, steps;  // tiles of rows; of K
 
   static int64_t bytes(int64_t rows, int64_t depth) {
-    return round_up(rows, kTileSide) / kTileSide * (depth / kTileDepth) * operand_bytes<kKind>();
+    return round_up(rows, kTileSide) / kTileSide * (depth / operand_depth<kKind>()) *
+           operand_bytes<kKind>();
   }
   LeftRows(void* data, int64_t rows, int64_t depth)
       : data(static_cast<char*>(data)),
         tiles(ceil_div(rows, kTileSide)),
-        steps(depth / kTileDepth) {}
+        steps(depth / operand_depth<kKind>()) {}
 
-  // The line of row r at columns [32 step, 32 step + 32).
+  // The line of row r of the tiles at `step`.
   char* line(int64_t r, int64_t step) const {
     const int64_t tile = r / kTileSide, even = tile & ~int64_t{1};
     const bool lone = tile == tiles - 1 && tile == even;
@@ -80,6 +87,32 @@ inline void multiply_block(const char* a, const char* b, int64_t steps, const F&
       _tile_zero(6);
       between(2);
       _tile_dpbf16ps(3, 5, 7);
+      _tile_zero(5);
+      _tile_zero(7);
+      between(3);
+    }
+  }
+}
+
+// The same for kInt8.
+template <int kRows, class F>
+inline void multiply_int8_block(const char* a, const char* b, int64_t steps, const F& between) {
+  constexpr int64_t kSecond = kTileBytes;
+  for (int64_t step = 0; step < steps; ++step, a += kRows * kTileBytes, b += 2 * kTileBytes) {
+    _tile_stream_loadd(4, a, 64);
+    _tile_stream_loadd(6, b, 64);
+    _tile_dpbusd(0, 4, 6);
+    between(0);
+    _tile_stream_loadd(7, b + kSecond, 64);
+    if constexpr (kRows == 2) _tile_stream_loadd(5, a + kSecond, 64);
+    _tile_dpbusd(1, 4, 7);
+    _tile_zero(4);
+    between(1);
+    if constexpr (kRows == 2) {
+      _tile_dpbusd(2, 5, 6);
+      _tile_zero(6);
+      between(2);
+      _tile_dpbusd(3, 5, 7);
       _tile_zero(5);
       _tile_zero(7);
       between(3);
@@ -152,6 +185,8 @@ inline void sum_block(const char* a, const char* b, int64_t steps, float* sums, 
   }
   if constexpr (kKind == TileKind::kSplit) {
     multiply_split_block<kRows>(a, b, steps, between);
+  } else if constexpr (kKind == TileKind::kInt8) {
+    multiply_int8_block<kRows>(a, b, steps, between);
   } else {
     multiply_block<kRows>(a, b, steps, between);
   }
@@ -186,9 +221,9 @@ struct PanelAhead {
 struct TileWork {
   int64_t rows, groups, block, panels;
 
-  TileWork(int64_t rows, int64_t columns, int64_t depth, int64_t operand)
+  TileWork(int64_t rows, int64_t columns, int64_t steps, int64_t operand)
       : rows(rows), groups(ceil_div(rows, kPairSide)), panels(columns / kPairSide) {
-    const int64_t most = max_int(1, kCachedBytes / (2 * operand * (depth / kTileDepth)));
+    const int64_t most = max_int(1, kCachedBytes / (2 * operand * steps));
     block = max_int(1, ceil_div(groups, max_int(1, ceil_div(groups, most))));
   }
   int64_t count() const { return ceil_div(groups, block) * panels; }
@@ -219,14 +254,17 @@ inline void multiply_tile_panels(TeamMember member, const TileWork& work,
     const int64_t end = min_int(work.groups, first + work.block);
     const char* b = weight + panel * panel_bytes;
     PanelAhead ahead = {nullptr, nullptr, 0};
-    // One pass over a panel is bound by memory, where the hardware does better alone.
-    if (next >= 0 && end - first > 1) {
+    const bool once = end - first == 1;  // then the panel itself comes from memory
+    if (once) {
+      constexpr int64_t kAhead = 4096;
+      ahead = {b + kAhead, b + panel_bytes, panel_bytes / 64 / left.steps / 2};
+    } else if (next >= 0) {
       ahead.next = weight + next % work.panels * panel_bytes;
       ahead.end = ahead.next + panel_bytes;
       ahead.lines = ceil_div(panel_bytes / 64 / left.steps, end - first);
     }
     const auto between = [&](int slot) {
-      if (slot == 2) ahead.fetch();
+      if (once ? slot < 2 : slot == 2) ahead.fetch();
       if ((slot & 1) && last.done < last.rows) finish_row();
       tile_pause();
     };
