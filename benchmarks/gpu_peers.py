@@ -1,7 +1,7 @@
 """Time our GPU kernels and the peers they must beat on the GPU at hand.
 
 Each case runs alone, with a cold L2 cache before every sample, timed by CUDA events; the table shows the
-median and the 10th and 90th percentile in microseconds, and what that is in TFLOP/s or GB/s. A case that
+median and the quartiles in microseconds, and what that is in TFLOP/s or GB/s. A case that
 cannot run says why. Results are written as they come, so that a killed run keeps what it had.
 
 `--smoke` runs tiny shapes a few times on whatever device there is: it says that the script works, nothing
@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ import torch
 from gpu_cases import Case
 
 from bigkernels.cli.machine import versions
+from bigkernels.testing.timing import sample, timing_of
 
 # More than any L2: writing it leaves nothing of the previous sample behind.
 FLUSH_BYTES = 256 << 20
@@ -44,8 +44,8 @@ class Result:
     shape: str
     dtype: str
     median_us: float | None = None
-    p10_us: float | None = None
-    p90_us: float | None = None
+    lower_us: float | None = None
+    upper_us: float | None = None
     samples: int = 0
     first_call_s: float | None = None
     tflops: float | None = None
@@ -60,7 +60,7 @@ class Result:
         rate = f"{self.tflops:8.1f} TFLOP/s" if self.tflops else ""
         rate = f"{self.gbytes:8.0f} GB/s" if self.gbytes else rate
         host = f"   host {self.host_us:.1f} us" if self.host_us else ""
-        return f"{head}{self.median_us:10.1f} [{self.p10_us:.1f}, {self.p90_us:.1f}] us{rate}{host}"
+        return f"{head}{self.median_us:10.1f} [{self.lower_us:.1f}, {self.upper_us:.1f}] us{rate}{host}"
 
 
 def sample_cuda(function: Callable[[], object], count: int, flush: torch.Tensor) -> list[float]:
@@ -76,15 +76,6 @@ def sample_cuda(function: Callable[[], object], count: int, flush: torch.Tensor)
     return [start.elapsed_time(end) * 1e-3 for start, end in pairs]
 
 
-def sample_host(function: Callable[[], object], count: int) -> list[float]:
-    seconds = []
-    for _ in range(count):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return seconds
-
-
 class Clock:
     """Times functions on one device; `smoke` takes as few samples as possible."""
 
@@ -96,9 +87,9 @@ class Clock:
             self.flush = torch.empty(size, dtype=torch.uint8, device="cuda")
 
     def _sample(self, function: Callable[[], object], count: int) -> list[float]:
-        return (
-            sample_cuda(function, count, self.flush) if self.cuda else sample_host(function, count)
-        )
+        if self.cuda:
+            return sample_cuda(function, count, self.flush)
+        return [sample(function, 1)[0] for _ in range(count)]
 
     def measure(self, function: Callable[[], object], result: Result) -> None:
         start = time.perf_counter()
@@ -109,10 +100,10 @@ class Clock:
         count = int(CASE_SECONDS / max(probe, 1e-6))
         count = 2 if self.smoke else min(MOST_SAMPLES, max(FEWEST_SAMPLES, count))
         seconds = self._sample(function, count)
-        deciles = statistics.quantiles(seconds, n=10, method="inclusive")
+        timing = timing_of(list(enumerate(seconds)), 0, 1)
         result.samples = count
-        result.median_us = statistics.median(seconds) * 1e6
-        result.p10_us, result.p90_us = deciles[0] * 1e6, deciles[-1] * 1e6
+        result.median_us = timing.median * 1e6
+        result.lower_us, result.upper_us = timing.lower * 1e6, timing.upper * 1e6
 
     def host(self, function: Callable[[], object]) -> float:
         """Microseconds the host needs for one call; the device must keep up, so calls are few."""
