@@ -66,6 +66,20 @@ def test_evaluation_mode_keeps_the_copy():
     assert packed_of(model) is first
 
 
+def test_int8_keeps_the_last_third_of_the_layers_in_bfloat16():
+    if reason := whole.why_not_served("int8"):
+        pytest.skip(f"cpu: {reason}")
+    model = families.tiny("bert", **WIDE, num_hidden_layers=3)
+    handle = bigkernels.accelerate(model, dtype="int8")
+    run(model)
+    call = whole.known(model)
+    assert (call.copy._kept[2].layers, call._tail._kept[2].layers) == (2, 1)
+    assert call._tail._kept[2].precision == "bfloat16"
+    assert handle.report().packed_bytes == call.copy.bytes + call._tail.bytes
+    model.train()
+    assert handle.report().packed_bytes == 0
+
+
 def fused_step(model):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
     for parameter in model.parameters():

@@ -77,7 +77,7 @@ class Handle:
         padded |= {n: why for n, m in names.items() if (why := backbone.why_padded(m)) is not None}
         calls = {n: call for n, m in names.items() if (call := whole.known(m)) is not None}
         encoders = {n: call.story for n, call in calls.items() if call.story}
-        held = sum(call.copy.bytes for call in calls.values())
+        held = sum(call.bytes for call in calls.values())
         return Report(
             swapped, dict(self._skipped), padded, encoders, held, advice=_advice(self._model)
         )
@@ -180,8 +180,9 @@ def accelerate(model: nn.Module, dtype: torch.dtype | str | None = None) -> Hand
         model: any module; only the blocks of known families in it change.
         dtype: what encoders compute their products in when all their layers run in one native call (on the CPU, in
             evaluation mode, without gradients); everything else runs in the model's own dtype, and the weights stay
-            as they are. torch.float32, torch.bfloat16, "int8" (weights and activations) or "int8_weights"; None: the
-            model's dtype, float32 as torch.set_float32_matmul_precision has it.
+            as they are. torch.float32, torch.bfloat16, "int8" (weights and activations; the last third of the layers in
+            bfloat16, for accuracy) or "int8_weights", as far as the kernels here serve them; None: the model's dtype,
+            float32 as torch.set_float32_matmul_precision has it.
 
     Returns:
         A handle with ``report()``, ``refresh()`` and ``restore()``; as a context manager it restores at its end.

@@ -103,6 +103,17 @@ class Encoder:
         self.reason: str | None = None
         self.precision: str | None = None
         self.copy = PackedCopy()
+        self._tail = PackedCopy()  # of the last layers, where they have another precision
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of packed weights held now."""
+        return self.copy.bytes + self._tail.bytes
+
+    def drop(self) -> None:
+        """Frees the packed weights."""
+        self.copy.drop()
+        self._tail.drop()
 
     @property
     def story(self) -> str:
@@ -116,16 +127,36 @@ class Encoder:
         precision = self.asked or _own_precision(x)
         self.reason = how.reason or self._why_not(how, x, precision)
         if self.reason is not None:
-            self.copy.drop()
+            self.drop()
             return None
         layer = how.layer
         assert layer is not None
         backends.choose("encoder", how.facts(x, precision))
-        packed = self.copy.of(how.weights, layer.heads, precision)
         self.precision = precision
+        count = len(how.weights) // len(contract.PARTS)
+        exact = count // 3 if precision == "int8" else 0
+        if exact == 0:
+            return self._call(self.copy, how.weights, layer, how.hidden, precision, x, plan)
+        # What the last layers lose is damped by none after them: in bfloat16 they halve what all lose.
+        split = (count - exact) * len(contract.PARTS)
+        first, last = how.weights[:split], how.weights[split:]
+        x = self._call(self.copy, first, layer, how.hidden, precision, x, plan)
+        return self._call(self._tail, last, layer, how.hidden, "bfloat16", x, plan)
+
+    @staticmethod
+    def _call(
+        copy: PackedCopy,
+        weights: tuple[Tensor, ...],
+        layer: Layer,
+        hidden: int,
+        precision: str,
+        x: Tensor,
+        plan: Plan,
+    ) -> Tensor:
+        packed = copy.of(weights, layer.heads, precision)
         longest = -1 if plan.max_length is None else plan.max_length
         return _forward(  # type: ignore[no-any-return]
-            x, plan.cu_seq, longest, packed.data, packed.layers, layer.heads, how.hidden,
+            x, plan.cu_seq, longest, packed.data, packed.layers, layer.heads, hidden,
             layer.eps[0], layer.activation, layer.norm_first, layer.causal, precision,
         )  # fmt: skip
 
@@ -184,7 +215,7 @@ def drop(module: nn.Module) -> None:
     """Drops the module's packed weights: they are about to change."""
     found = _encoders.get(module)
     if found is not None:
-        found.copy.drop()
+        found.drop()
 
 
 def known(module: nn.Module) -> Encoder | None:
