@@ -11,17 +11,18 @@ from . import peers
 
 # A change smaller than this is nobody's business, however quiet the machine was.
 SMALLEST = math.log(1.05)
-SIGMAS = 3.0
+# One row alone, and the middle of a kernel's rows: there are many rows, and their tails are long.
+SIGMAS_OF_ROW, SIGMAS_OF_KERNEL = 4.0, 3.5
 # What two runs differ in at least; in the logarithm.
 LEAST_NOISE = 0.015
 Record = Mapping[str, Any]
 
 
 class Change(NamedTuple):
-    """One row of both records. before, after: speed-up over the baseline of the same run. change:
-    logarithm of after / before, less what changed for the case's peers; limit: what it may be, from
-    the noise. disturbed: one of the two measurements has disturbed samples only, and nothing can be
-    said. regressed: whether it is worse than the limit, ours, and not disturbed."""
+    """One row of both records, or all rows of a kernel. before, after: speed-up over the baseline of
+    the same run; change: logarithm of after / before; of a kernel the medians of its rows. limit: what
+    it may be, from the noise. disturbed: one of the four measurements has disturbed samples only, and
+    nothing can be said. regressed: whether it is worse than the limit, ours, and not disturbed."""
 
     case: str
     peer: str
@@ -32,58 +33,73 @@ class Change(NamedTuple):
     disturbed: bool
     regressed: bool
 
+    @staticmethod
+    def judged(
+        case: str, peer: str, logs: tuple[float, float], change: float, limit: float, unsure: bool
+    ) -> Change:
+        """With what follows from its numbers."""
+        worse = peer.startswith(peers.OURS) and not unsure and change < -limit
+        before, after = math.exp(logs[0]), math.exp(logs[1])
+        return Change(case, peer, before, after, change, limit, unsure, worse)
+
 
 def compare(before: Record, after: Record) -> list[Change]:
-    """Every row that both records have, with a speed-up over the baseline.
+    """Every row that both records have with a speed-up over the baseline, then every kernel that has
+    several: operation, mode and dtype, or an encoder in one precision.
 
-    Nobody touched the peers: the median of what changed for a case's peers is the machine's, and is
-    taken off. A row's noise is the standard error of the median of its rounds' ratios, in both runs;
-    in units of it, the peers' own changes say how much more two runs differ than rounds do.
+    A process keeps the memory it was given, which makes the same code up to a tenth faster or slower
+    from run to run, however tight its samples are. Nobody touched the peers: their changes say how
+    much. A row's noise is that, or the standard error of the median of its rounds' ratios.
     """
     pairs = _pairs(before, after)
     unsure = _disturbed(before) | _disturbed(after)
-    moved = {key: b - a - _common(pairs, key) for key, ((a, _), (b, _)) in pairs.items()}
-    noise = {
-        key: math.hypot(noise_a, noise_b, LEAST_NOISE)
-        for key, ((_, noise_a), (_, noise_b)) in pairs.items()
-    }
-    theirs = [
-        moved[key] / noise[key]
-        for key in pairs
-        if not key[2].startswith(peers.OURS) and key[1:] not in unsure
-    ]
-    sigmas = SIGMAS * max(1.0, _spread(theirs))
+    kinds = {key: key[0] == "encoder" for key in pairs}
+    spread = {kind: _between_runs(pairs, unsure, kind) for kind in set(kinds.values())}
     found = []
-    for key, ((a, _), (b, _)) in pairs.items():
-        limit = max(SMALLEST, sigmas * noise[key])
-        disturbed = key[1:] in unsure
-        regressed = key[2].startswith(peers.OURS) and not disturbed and moved[key] < -limit
-        found.append(
-            Change(*key[1:], math.exp(a), math.exp(b), moved[key], limit, disturbed, regressed)
-        )
-    return sorted(found, key=lambda c: c.change)
+    kernels: dict[tuple[str, str], list[Change]] = {}
+    for (group, case, peer), ((a, noise_a), (b, noise_b)) in pairs.items():
+        baseline = (case, peers.BASELINES[group])
+        noise = max(spread[kinds[group, case, peer]], math.hypot(noise_a, noise_b))
+        limit = max(SMALLEST, SIGMAS_OF_ROW * noise)
+        disturbed = bool({(case, peer), baseline} & unsure)
+        found.append(Change.judged(case, peer, (a, b), b - a, limit, disturbed))
+        if not disturbed:
+            kernels.setdefault((_kernel(case), peer), []).append(found[-1])
+    found.sort(key=lambda change: change.change)
+    return found + [_together(*key, rows) for key, rows in kernels.items() if len(rows) > 1]
+
+
+def _kernel(case: str) -> str:
+    """Operation, mode and dtype of a room's case; "encoder forward minilm" of an encoder's."""
+    words = case.split()
+    return " ".join(words[:3] if words[0] == "encoder" else [*words[:2], words[-1]])
+
+
+def _together(kernel: str, peer: str, rows: Sequence[Change]) -> Change:
+    middle = statistics.median(row.change for row in rows)
+    noise = statistics.median(row.limit for row in rows) / SIGMAS_OF_ROW
+    limit = max(SMALLEST, SIGMAS_OF_KERNEL * 1.2533 * noise / math.sqrt(len(rows)))
+    logs = (
+        statistics.median(math.log(row.before) for row in rows),
+        statistics.median(math.log(row.after) for row in rows),
+    )
+    return Change.judged(f"{kernel}, {len(rows)} rows", peer, logs, middle, limit, False)
+
+
+def _between_runs(pairs: Pairs, unsure: set[tuple[str, str]], encoders: bool) -> float:
+    """The deviation of what changed for the peers of one kind of cases."""
+    theirs = [
+        b - a
+        for (group, case, peer), ((a, _), (b, _)) in pairs.items()
+        if (group == "encoder") == encoders
+        and not peer.startswith(peers.OURS)
+        and (case, peer) not in unsure
+    ]
+    return max(LEAST_NOISE, _deviation(theirs) if len(theirs) >= 5 else 0.0)
 
 
 Key = tuple[str, str, str]
 Pairs = dict[Key, tuple[tuple[float, float], tuple[float, float]]]
-
-
-def _common(pairs: Pairs, key: Key) -> float:
-    """What changed for the other peers of a row's case; the baseline, which is one, has changed by 0."""
-    others = [
-        b - a
-        for other, ((a, _), (b, _)) in pairs.items()
-        if other[1] == key[1] and other != key and not other[2].startswith(peers.OURS)
-    ]
-    return statistics.median([0.0, *others])
-
-
-def _spread(values: Sequence[float]) -> float:
-    """The deviation that the middle and the tails of the values call for; 0 of a few."""
-    if len(values) < 5:
-        return 0.0
-    tail = statistics.quantiles((abs(value) for value in values), n=20)[-1]
-    return max(_deviation(values), tail / 1.96)
 
 
 def _disturbed(record: Record) -> set[tuple[str, str]]:

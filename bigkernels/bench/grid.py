@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from . import cases, encoders, peers
-from .compare import SIGMAS, standard_error
+from .compare import standard_error
 
 BATCHES, LENGTHS = (1, 4, 16), (16, 32, 64, 128, 256, 512, 1024)
 # Ours and stock of the same precision; the first is what `accelerate` would have left in place.
@@ -76,7 +76,7 @@ def _against(row: Mapping[str, Any], stock: Mapping[str, Any]) -> tuple[float, b
     if not logs:
         return stock["median"] / row["median"], False
     middle = statistics.median(logs)
-    noise = max(math.log(1.03), SIGMAS * standard_error(logs))
+    noise = max(math.log(1.03), 3 * standard_error(logs))
     # Disturbed samples say nothing, and two rounds next to nothing.
     certain = len(logs) > 2 and not (row["disturbed"] or stock["disturbed"])
     return math.exp(middle), certain and middle < -noise

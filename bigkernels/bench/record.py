@@ -50,6 +50,15 @@ def rows(
     return found
 
 
+def add_samples(answers: Sequence[dict[str, Any]], others: Answers) -> None:
+    """Puts the samples of another pass over a case to those of the first, as later rounds."""
+    samples = {other["peer"]: other["samples"] for other in others}
+    first = 1 + max((s[0] for answer in answers for s in answer["samples"]), default=0)
+    for answer in answers:
+        later = [[turn + first, *rest] for turn, *rest in samples.get(answer["peer"], [])]
+        answer["samples"] = answer["samples"] + later
+
+
 def common_state(answers: Answers) -> str:
     """The core state whose samples are compared: the one of which every peer has most, "all" if some
     peer has fewer than FEWEST of it."""
