@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-GROUPS = ("layer_norm", "attention", "ffn", "encoder")
+GROUPS = ("layer_norm", "attention", "ffn", "embedding", "encoder")
 MODES = ("forward", "backward", "training", "end_to_end", "overhead")
 
 
@@ -43,7 +43,7 @@ class Case:
 @functools.cache
 def catalogue() -> dict[str, Case]:
     """Every case by its id; the same in every process."""
-    found = [*_layer_norm(), *_attention(), *_feed_forward(), *_encoders()]
+    found = [*_layer_norm(), *_attention(), *_feed_forward(), *_embedding(), *_encoders()]
     by_id = {case.id: case for case in found}
     assert len(by_id) == len(found), "two cases share an id"
     return by_id
@@ -142,6 +142,19 @@ def _feed_forward() -> Iterator[Case]:
             shape = f"{rows}x{width}x{hidden}"
             yield _room(problem, "forward", shape, quick, flops, bytes=size)
             yield _room(problem, "training", shape, False, 3 * flops, bytes=3 * size)
+
+
+def _embedding() -> Iterator[Case]:
+    import torch
+
+    from bigkernels.testing.cases.embedding import EmbeddingCase
+
+    tables: dict[str, Any] = {"words": 30522, "positions": 512}
+    for dtype in (torch.float32, torch.bfloat16):
+        problem = EmbeddingCase(reason="timed", shape=(8, 128), n=768, dtype=dtype, **tables)
+        moved = 5 * 8 * 128 * 768 * dtype.itemsize  # three rows of tables, a row written and read
+        yield _room(problem, "forward", "8x128x768", False, bytes=moved)
+        yield _room(problem, "training", "8x128x768", False, bytes=2 * moved)
 
 
 # Five minutes each.

@@ -8,8 +8,8 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-_OPS = ("layer_norm", "attention", "ffn")
-BASELINES = {"layer_norm": "torch", "attention": "torch", "ffn": "torch", "encoder": "HF sdpa"}
+_OPS = ("layer_norm", "attention", "ffn", "embedding")
+BASELINES = {**dict.fromkeys(_OPS, "torch"), "encoder": "HF sdpa"}
 OURS = "bigkernels"
 
 
@@ -111,7 +111,9 @@ PEERS: tuple[Peer, ...] = (
     _encoder("CTranslate2 int8", "engines:ctranslate2", "int8", **_CT2, **_INT8),
     _encoder("bigkernels", "torch_encoders:accelerated", "float32", **_NEEDS_HF),
     _encoder("bigkernels autocast", "torch_encoders:accelerated", "autocast", **_NEEDS_HF, **_AUTO),
+    _encoder("bigkernels high", "torch_encoders:accelerated", "high", **_NEEDS_HF),
     _encoder("bigkernels bf16", "torch_encoders:accelerated", "bfloat16", **_NEEDS_HF, **_BF16),
+    _encoder("bigkernels int8", "torch_encoders:accelerated", "int8", **_NEEDS_HF, **_INT8),
     Peer("Liger", _OPS, needs=("liger_kernel",), install="pip install liger-kernel", gpu=True),
     Peer("FlashAttention", ("attention",), needs=("flash_attn",), install="pip install flash-attn", gpu=True),
     Peer("FlashAttention 3", ("attention",), needs=("fa3_fwd",), install="pip install fa3-fwd", gpu=True),

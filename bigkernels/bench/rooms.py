@@ -102,6 +102,7 @@ def torch_default(case: Case) -> Call:
         "add_layer_norm": _add_layer_norm,
         "attention": functools.partial(_sdpa, None),
         "feed_forward": _feed_forward,
+        "embedding": _embedding,
     }
     return functools.partial(made[case.operation], case)
 
@@ -174,6 +175,14 @@ def _feed_forward(case: Any, inputs: Tensors) -> Mapping[str, Tensor]:
     assert x is not None and weight1 is not None and weight2 is not None
     hidden = F.gelu(F.linear(x, weight1, inputs["bias1"]))
     return {"out": F.linear(F.dropout(hidden, case.dropout_p), weight2, inputs["bias2"])}
+
+
+def _embedding(case: Any, inputs: Tensors) -> Mapping[str, Tensor]:
+    word, types = inputs["word"], inputs["types"]
+    assert word is not None and types is not None
+    total = F.embedding(inputs["ids"], word) + F.embedding(inputs["type_ids"], types)  # type: ignore[arg-type]
+    total = total + F.embedding(inputs["places"], inputs["position"])  # type: ignore[arg-type]
+    return {"out": F.layer_norm(total, (case.n,), inputs["weight"], inputs["bias"], case.eps)}
 
 
 def _padding(case: Any, keys: int) -> Tensor | None:

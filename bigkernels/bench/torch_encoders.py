@@ -29,15 +29,20 @@ def stock(model: str, threads: int, attention: str, dtype: str) -> Built:
 
 
 def accelerated(model: str, threads: int, dtype: str) -> Built:
-    """bigkernels.accelerate on the same model. dtype: as for `stock`."""
+    """bigkernels.accelerate on the same model. dtype: as for `stock`; "int8" as accelerate takes it, and
+    "high", float32 with torch's precision setting at that."""
     import bigkernels
 
-    loaded = _loaded(model, threads, "sdpa", "float32" if dtype == "autocast" else dtype)
-    report = bigkernels.accelerate(loaded).report()
+    kept = dtype in ("autocast", "int8", "high")
+    loaded = _loaded(model, threads, "sdpa", "float32" if kept else dtype)
+    if dtype == "high":
+        torch.set_float32_matmul_precision("high")
+    report = bigkernels.accelerate(loaded, "int8" if dtype == "int8" else None).report()
     if not report.swapped:
         raise RuntimeError(str(report).splitlines()[-1])
     how = f"bigkernels.accelerate(AutoModel), {dtype}, {threads} threads"
-    built = _built(how, loaded, dtype == "autocast", training=dtype != "bfloat16")
+    training = dtype in ("float32", "autocast")
+    built = _built(how, loaded, dtype == "autocast", training)
     return dataclasses.replace(built, version=bigkernels.__version__)
 
 
