@@ -177,11 +177,12 @@ uint64_t mixed(uint64_t hash, uint64_t word) {
   return hash ^ (hash >> 29);
 }
 
-// Small tensors whole; of larger ones 16 cache lines, one in each 16th, at a place that varies: a
-// page of each would cost more than a short batch. What changes a weight without a trace (fused
-// optimizers, averages, masks, merges) writes all of it or long runs.
-uint64_t fingerprint_of(const char* data, int64_t bytes) {
-  constexpr int64_t kLines = 16, kLine = 64, kWhole = 4096;
+// Small tensors whole; of larger ones a cache line of every page, or, since that would cost more than
+// a short batch, 16 of them, one in each 16th; at a place that varies. What changes a weight without
+// a trace (fused optimizers, averages, masks, merges) writes all of it or long runs.
+uint64_t fingerprint_of(const char* data, int64_t bytes, bool pages) {
+  constexpr int64_t kLine = 64, kWhole = 4096;
+  const int64_t lines = pages ? max_int(16, bytes / kWhole) : 16;
   uint64_t hash = mixed(0x243f6a8885a308d3, static_cast<uint64_t>(bytes));
   const auto add = [&](int64_t begin, int64_t count) {
     for (int64_t at = begin; at < begin + count; at += 8) {
@@ -194,14 +195,14 @@ uint64_t fingerprint_of(const char* data, int64_t bytes) {
     add(0, bytes);
     return hash;
   }
-  const int64_t part = bytes / kLines / kLine;  // in cache lines, at least 4
-  for (int64_t turn = 0; turn < kLines; ++turn)
+  const int64_t part = bytes / lines / kLine;  // in cache lines, at least 4
+  for (int64_t turn = 0; turn < lines; ++turn)
     add((turn * part + turn * 37 % part) * kLine, kLine);
   add(bytes - kLine, kLine);
   return hash;
 }
 
-Tensor encoder_fingerprint(const Tensors& weights) {
+Tensor encoder_fingerprint(const Tensors& weights, bool pages) {
   STD_TORCH_CHECK(!weights.empty(), "weights: none given");
   Tensors kept;
   for (const Tensor& weight : weights) kept.push_back(dense(weight));
@@ -210,7 +211,7 @@ Tensor encoder_fingerprint(const Tensors& weights) {
   parallel_tiles(num_threads(), static_cast<int64_t>(kept.size()), [&](int64_t i, int) {
     const Tensor& weight = kept[static_cast<size_t>(i)];
     hashes[i] = fingerprint_of(static_cast<const char*>(weight.const_data_ptr()),
-                               weight.numel() * element_size(dtype_of(weight)));
+                               weight.numel() * element_size(dtype_of(weight)), pages);
   });
   return out;
 }

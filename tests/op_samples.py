@@ -142,7 +142,7 @@ def ffn_backward(device, forward):
 
 def encoder_fingerprint(device, forward):
     parts = [t for _ in range(2) for name, t in _encoder_layer(device)]
-    return [(parts,), (parts[:1],)]
+    return [(parts, False), (parts[:1], True)]
 
 
 def _encoder_layer(device):

@@ -191,24 +191,29 @@ def test_a_copy_of_packed_weights_serves(network, precision):
         assert same_bits(out, network(x, cu_seq))
 
 
-def test_a_fingerprint_tells_changed_exchanged_and_resized_weights(device):
+@pytest.mark.parametrize("pages", [False, True])
+def test_a_fingerprint_tells_changed_exchanged_and_resized_weights(device, pages):
     if device.name != "cpu":
         pytest.skip("encoder has no kernels but the CPU's")
     device.require(
         "encoder", Facts("cpu", torch.float32, "float32", "gelu", False, False, 64, 128, 32, False)
     )
     given = [torch.randn(300, 300), torch.randn(300), torch.empty(0)]
-    before = api.fingerprint(given)
-    assert torch.equal(before, api.fingerprint([t.clone() for t in given]))
+    before = api.fingerprint(given, pages)
+    assert torch.equal(before, api.fingerprint([t.clone() for t in given], pages))
     assert before.unique().numel() == 3
     step = given[0] * 1.001
     changed = [step, given[0].roll(1, 0), given[0][:, :299].contiguous(), given[0].T.contiguous()]
     for weight in changed:
-        assert not torch.equal(before[0], api.fingerprint([weight])[0])
+        assert not torch.equal(before[0], api.fingerprint([weight], pages)[0])
     for place in range(300):  # a small tensor is read whole
         one = given[1].clone()
         one[place] += 1
-        assert not torch.equal(before[1], api.fingerprint([one])[0])
+        assert not torch.equal(before[1], api.fingerprint([one], pages)[0])
+    for place in range(0, 90000 - 1024, 1024) if pages else ():  # a page's worth is seen anywhere
+        one = given[0].clone()
+        one.view(-1)[place : place + 1024] += 1
+        assert not torch.equal(before[0], api.fingerprint([one], pages)[0])
 
 
 def test_wrong_arguments_are_named(device):

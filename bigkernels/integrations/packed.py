@@ -10,6 +10,8 @@ from torch import Tensor
 
 from bigkernels.ops.encoder import api
 
+FEW_TOKENS = 64
+
 
 def _version(weight: Tensor) -> int:
     return -1 if weight.is_inference() else weight._version
@@ -32,7 +34,7 @@ class PackedCopy:
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[list[Any], Tensor, api.Packed] | None = None
+        self._kept: tuple[list[Any], tuple[Tensor, Tensor], api.Packed] | None = None
 
     @property
     def bytes(self) -> int:
@@ -44,26 +46,30 @@ class PackedCopy:
         """Frees the copy; the next use packs again."""
         self._kept = None
 
-    def of(self, weights: Sequence[Tensor], heads: int, precision: str) -> api.Packed:
+    def of(self, weights: Sequence[Tensor], heads: int, precision: str, tokens: int) -> api.Packed:
         """The packed form of these weights as they are now.
 
         Args:
             weights: as ``pack_encoder`` takes them.
+            tokens: what the copy is needed for. For few of them reading a line of every page of the weights would cost
+                as much as the layers do: a fingerprint of some lines then has to do.
 
         Raises:
             ValueError, Unsupported: what ``pack_encoder`` raises.
         """
         kept = self._kept  # another thread may drop it meanwhile
         identity = _identity(weights)
-        print_ = api.fingerprint(weights)
+        pages = tokens >= FEW_TOKENS
         if kept is not None:
             packed = kept[2]
-            fits = packed.heads == heads and packed.precision == precision
-            if fits and kept[0] == identity and torch.equal(kept[1], print_):
+            asked = packed.heads == heads and packed.precision == precision
+            fits = asked and kept[0] == identity
+            if fits and torch.equal(kept[1][pages], api.fingerprint(weights, pages)):
                 return packed
             self._kept = kept = None  # freed before the new one is made
             del packed
+        prints = api.fingerprint(weights, False), api.fingerprint(weights, True)
         made = api.pack_encoder([w.detach() for w in weights], heads, precision)
         # Had another thread written in between, the fingerprint taken before would tell at the next use.
-        self._kept = (identity, print_, made)
+        self._kept = (identity, prints, made)
         return made

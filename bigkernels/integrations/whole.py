@@ -153,7 +153,7 @@ class Encoder:
         x: Tensor,
         plan: Plan,
     ) -> Tensor:
-        packed = copy.of(weights, layer.heads, precision)
+        packed = copy.of(weights, layer.heads, precision, x.shape[0])
         longest = -1 if plan.max_length is None else plan.max_length
         return _forward(  # type: ignore[no-any-return]
             x, plan.cu_seq, longest, packed.data, packed.layers, layer.heads, hidden,

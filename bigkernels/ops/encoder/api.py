@@ -160,6 +160,7 @@ def encoder(
     )  # fmt: skip
 
 
-def fingerprint(weights: Sequence[Tensor]) -> Tensor:
-    """(number of weights,) int64, cheap: 16 cache lines of each are read, small ones whole. Equal for equal bits."""
-    return _OPS["encoder_fingerprint"]["cpu"](list(weights))  # type: ignore[no-any-return]
+def fingerprint(weights: Sequence[Tensor], pages: bool) -> Tensor:
+    """(number of weights,) int64, equal for equal bits. Of each weight a cache line of every page of 4 KiB is read, or
+    without pages 16 lines; small ones whole."""
+    return _OPS["encoder_fingerprint"]["cpu"](list(weights), pages)  # type: ignore[no-any-return]

@@ -48,7 +48,7 @@ SCHEMAS = {
     "encoder_forward": "(Tensor x, Tensor cu_seq, SymInt max_seq, Tensor packed, int layers, int heads, int hidden,"
     " float eps, str activation, bool norm_first, bool causal, str precision) -> Tensor out",
     # (16 * layers,) int64: changes when a weight does, so that packed copies are known to be stale.
-    "encoder_fingerprint": "(Tensor[] weights) -> Tensor fingerprint",
+    "encoder_fingerprint": "(Tensor[] weights, bool pages) -> Tensor fingerprint",
 }
 
 _HEADER = 4096
@@ -96,7 +96,7 @@ def _encoder_forward(
     return x.new_empty(x.shape)
 
 
-def _encoder_fingerprint(weights: list[Tensor]) -> Tensor:
+def _encoder_fingerprint(weights: list[Tensor], pages: bool) -> Tensor:
     return weights[0].new_empty((len(weights),), dtype=torch.int64)
 
 
