@@ -177,9 +177,9 @@ uint64_t mixed(uint64_t hash, uint64_t word) {
   return hash ^ (hash >> 29);
 }
 
-// Small tensors whole; of larger ones a cache line of every page, or, since that would cost more than
-// a short batch, 16 of them, one in each 16th; at a place that varies. What changes a weight without
-// a trace (fused optimizers, averages, masks, merges) writes all of it or long runs.
+// Small tensors whole; of larger ones a cache line of every page, or, since that would cost more
+// than a short batch, 16 of them, one in each 16th; at a place that varies. What changes a weight
+// without a trace (fused optimizers, averages, masks, merges) writes all of it or long runs.
 uint64_t fingerprint_of(const char* data, int64_t bytes, bool pages) {
   constexpr int64_t kLine = 64, kWhole = 4096;
   const int64_t lines = pages ? max_int(16, bytes / kWhole) : 16;
@@ -196,8 +196,7 @@ uint64_t fingerprint_of(const char* data, int64_t bytes, bool pages) {
     return hash;
   }
   const int64_t part = bytes / lines / kLine;  // in cache lines, at least 4
-  for (int64_t turn = 0; turn < lines; ++turn)
-    add((turn * part + turn * 37 % part) * kLine, kLine);
+  for (int64_t turn = 0; turn < lines; ++turn) add((turn * part + turn * 37 % part) * kLine, kLine);
   add(bytes - kLine, kLine);
   return hash;
 }
