@@ -62,7 +62,7 @@ EQUIVALENT = {
     90: {
         0: "before the second copy: nobody has read shared memory yet",
         2: "behind the wait: the barrier behind the stores of b comes before anybody reads",
-        6: "before the next copy: its buffer was read a turn ago, before this turn's barriers",
+        7: "before the next copy: its buffer was read a turn ago, before this turn's barriers",
     },
 }
 

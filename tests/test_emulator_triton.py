@@ -2,6 +2,7 @@
 from. Values against float64, every check on, and every barrier and wait removed in turn."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -138,3 +139,21 @@ def test_every_barrier_wait_and_fence_is_needed(name, device, monkeypatch):
             ffn(*ffn_inputs(torch.bfloat16))
     assert len(tried) > 4
     assert sorted(survivors) == sorted(EQUIVALENT[name, device]), survivors
+
+
+def test_registers_of_a_product_may_not_change_before_its_wait(monkeypatch):
+    product = re.compile(r"^(.*wgmma\.mma_async[^}]*\},\s*\{(%r\d+),.*)$", re.MULTILINE)
+    original, reports = Module.launch, []
+
+    def launch(self, *arguments):
+        wrong, count = product.subn(r"\1\n\tmov.b32 \2, 0;", self.ptx)
+        assert count > 0
+        *arguments, _ = arguments
+        reports.extend(original(Module(wrong), *arguments, Options(seed=s)) for s in range(25))
+        return original(self, *arguments)
+
+    with driver(90):
+        monkeypatch.setattr(Module, "launch", launch)
+        attention(*attention_inputs(torch.bfloat16), False)
+    assert len(reports) == 25
+    assert all("registers of A were overwritten" in str(report) for report in reports)

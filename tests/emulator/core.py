@@ -32,6 +32,7 @@ class _Launch(ctypes.Structure):
         ("limit", ctypes.c_uint64),
         ("checked", ctypes.c_int32),
         ("counted", ctypes.c_int32),
+        ("init_fences", ctypes.c_int32),
         ("arguments", ctypes.c_void_p),
         ("region_count", ctypes.c_uint32),
         ("regions", ctypes.POINTER(_Region)),
@@ -56,13 +57,15 @@ class Region:
 @dataclasses.dataclass(frozen=True)
 class Options:
     """seed: of the order of warps and blocks. checked: whether races and the like are looked for (bounds
-    always are). counted: whether memory traffic is. limit: instructions of a block that count as a hang."""
+    always are). counted: whether memory traffic is. limit: instructions of a block that count as a hang.
+    init_fences: whether an mbarrier needs a fence before the copy engine uses it, as the manual says."""
 
     seed: int = 1
     checked: bool = True
     counted: bool = False
     threads: int = 1
     limit: int = 50_000_000
+    init_fences: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +198,7 @@ class Module:
             options.limit,
             options.checked,
             options.counted,
+            options.init_fences,
             arguments,
             len(regions),
             table,

@@ -50,7 +50,7 @@ def run(
 
 
 _SYNCHRONISES = re.compile(
-    r"^\s*(@\S+\s+)?(bar\.|barrier\.|cp\.async\.(bulk\.)?wait|fence|membar|wgmma\.wait)"
+    r"^\s*(@\S+\s+)?(bar\.|barrier\.|cp\.async\.(bulk\.)?wait|fence|membar|wgmma\.(wait|fence))"
 )
 
 

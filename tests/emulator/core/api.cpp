@@ -117,8 +117,8 @@ int emulator_launch(Module* module, const EmulatorLaunch* wanted) {
                      static_cast<unsigned long long>(threads), kernel.max_threads);
     }
     launch.dynamic_shared = wanted->dynamic_shared;
-    launch.options = {wanted->checked != 0, wanted->counted != 0, wanted->seed, wanted->limit,
-                      std::max(1, wanted->threads)};
+    launch.options = {wanted->checked != 0, wanted->counted != 0, wanted->init_fences != 0,
+                      wanted->seed,         wanted->limit,        std::max(1, wanted->threads)};
     launch.parameters.resize(kernel.parameter_bytes);
     for (size_t i = 0; i < kernel.parameters.size(); ++i) {
       const emulator::Parameter& parameter = kernel.parameters[i];

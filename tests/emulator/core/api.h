@@ -20,7 +20,7 @@ struct EmulatorLaunch {
   uint32_t dynamic_shared;
   int32_t threads;
   uint64_t seed, limit;
-  int32_t checked, counted;
+  int32_t checked, counted, init_fences;
   void** arguments;  // one pointer a parameter
   uint32_t region_count;
   const EmulatorRegion* regions;

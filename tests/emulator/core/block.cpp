@@ -59,8 +59,12 @@ void Block::start(uint64_t index) {
     for (auto& open : warp.open_copies) open.clear();
     for (auto& groups : warp.copy_groups) groups.clear();
     warp.fenced.assign(clocks, 0);
-    warp.products.clear();
-    warp.open_products.clear();
+    warp.init_fenced.assign(clocks, 0);
+    warp.accumulators.clear();
+    warp.open_products = {};
+    warp.registers_fenced = false;
+    warp.products = 0;
+    warp.last_product = nullptr;
     warp.product_groups.clear();
     warp.product_groups_begun = 0;
     warp.bulk_groups.fill(0);
@@ -105,7 +109,7 @@ void Block::run(uint64_t index) {
       const bool over =
           std::all_of(warps.begin(), warps.end(), [](const Warp& warp) { return warp.live == 0; });
       if (over) {
-        if (!transfers.empty()) report(*transfers[0].instruction, "a bulk copy outlives its block");
+        report_end();
         return;
       }
       if (!transfers.empty()) {
@@ -131,6 +135,22 @@ void Block::run(uint64_t index) {
            static_cast<unsigned long long>(index), static_cast<unsigned long long>(steps), warp.id,
            warp.groups.empty() ? "its end" : where(warp.groups[0].pc).c_str());
     }
+  }
+}
+
+// What must not be left when all warps have ended.
+void Block::report_end() {
+  if (!transfers.empty()) report(*transfers[0].instruction, "a bulk copy outlives its block");
+  for (const Warp& warp : warps) {
+    const Warp& first = warps[warp.id / 4 * 4];
+    const uint32_t last = first.id + 3;
+    const bool alone = last >= warps.size() && warp.products > 0;
+    if (warp.products == first.products && !alone) continue;
+    report(*std::max(warp.last_product, first.last_product),
+           format("warps %u to %u are to multiply together: warp %u runs wgmma %llu times, warp %u "
+                  "%llu times",
+                  first.id, last, warp.id, static_cast<unsigned long long>(warp.products), first.id,
+                  static_cast<unsigned long long>(first.products)));
   }
 }
 

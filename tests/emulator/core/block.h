@@ -22,9 +22,17 @@ struct CopyRequest {  // of cp.async: what one lane's copy will write
   std::array<uint8_t, 16> data;
 };
 
-struct PendingProduct {  // an accumulator of wgmma until it is waited for
-  uint64_t group;
-  std::array<uint32_t, kLanes> values;
+struct Accumulator {  // a register that wgmma adds to, and what it left there
+  uint64_t group = 0;
+  bool pending = false;  // until it is waited for
+  std::array<uint32_t, kLanes> values{};
+};
+
+// What a group of wgmma reads until it is waited for: chunks of shared memory, and registers of A.
+struct ProductGroup {
+  std::vector<uint64_t> chunks;
+  std::vector<std::pair<Operand, std::array<uint32_t, kLanes>>> fragments;
+  bool empty() const { return chunks.empty() && fragments.empty(); }
 };
 
 struct Warp {
@@ -36,11 +44,14 @@ struct Warp {
   uint32_t barrier = 0;
   std::array<std::vector<CopyRequest>, kLanes> open_copies;
   std::array<std::deque<std::vector<CopyRequest>>, kLanes> copy_groups;
-  Clock fenced;                                 // `seen` at its last proxy fence
-  std::map<uint32_t, PendingProduct> products;  // by the offset of the register
-  std::vector<uint64_t> open_products;          // chunks of shared memory that wgmma reads
-  std::deque<std::vector<uint64_t>> product_groups;
-  uint64_t product_groups_begun = 0;
+  Clock fenced;                                  // `seen` at its last fence.proxy.async
+  Clock init_fenced;                             // and at its last fence.mbarrier_init
+  std::map<uint32_t, Accumulator> accumulators;  // by the offset of the register
+  ProductGroup open_products;
+  std::deque<ProductGroup> product_groups;
+  uint64_t product_groups_begun = 0, products = 0;
+  const Instruction* last_product = nullptr;
+  bool registers_fenced = false;               // by wgmma.fence, since it last waited for products
   std::array<uint64_t, kLanes> bulk_groups{};  // of each lane, committed
 };
 
@@ -58,6 +69,7 @@ struct Traffic {
 
 struct Options {
   bool checked = true, counted = false;
+  bool init_fences = true;  // mbarriers need one before the copy engine uses them
   uint64_t seed = 1;
   uint64_t limit = 50'000'000;  // instructions of one block, beyond which it counts as hanging
   int threads = 1;
@@ -97,7 +109,9 @@ class Block {
   uint8_t* global(const Instruction& instruction, uint64_t address, uint32_t bytes, Access access);
   uint8_t* shared(Warp& warp, const Instruction& instruction, uint32_t lane, uint64_t offset,
                   uint32_t bytes, Access access, const uint8_t* fresh = nullptr);
-  std::string read_by_async_proxy(const Warp& reader, uint64_t offset, uint32_t bytes);
+  // `use`: what the async proxy does, "reads" or "fills".
+  std::string used_by_async_proxy(const Warp& user, uint64_t offset, uint32_t bytes,
+                                  const char* use);
   void count(const Instruction& instruction, bool is_shared, const uint64_t* address, uint32_t mask,
              uint32_t bytes);
   Actor actor(const Warp& warp, uint32_t lane) const {
@@ -138,6 +152,7 @@ class Block {
   void release(uint32_t id);
   std::vector<uint32_t> ready();
   void look_for_hang() const;
+  void report_end();
   void run_copy_engine(bool nothing_else);
   std::string where(uint32_t pc) const;
   uint8_t* private_memory(const Instruction& instruction, Space space, uint32_t thread,

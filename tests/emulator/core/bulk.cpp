@@ -90,11 +90,25 @@ void begin(Block& block, Warp& warp, const Instruction& i, int lane, Transfer tr
     if (!block.shared_memory.holds(piece.shared, kChunk)) {
       return block.report(i, "bulk copy: shared memory out of bounds");
     }
-    block.report(i, transfer.store ? block.read_by_async_proxy(warp, piece.shared, kChunk)
-                                   : block.shared_memory.begin_copy(piece.shared, kChunk, by));
+    block.report(i, block.used_by_async_proxy(warp, piece.shared, kChunk,
+                                              transfer.store ? "reads" : "fills"));
+    if (!transfer.store) block.report(i, block.shared_memory.begin_copy(piece.shared, kChunk, by));
   }
   block.transfers.push_back(std::move(transfer));
   block.idle = 0;
+}
+
+// The copy engine sees an mbarrier only behind a fence, of the warp that initialised it or of this
+// one.
+void check_init_fence(Block& block, const Warp& warp, const Instruction& i,
+                      const PhaseBarrier& barrier) {
+  const uint32_t by = barrier.thread / kLanes;
+  const Warp& maker = block.warps[by];
+  const uint32_t fenced = std::max({warp.fenced[by], maker.fenced[by], maker.init_fenced[by]});
+  if (fenced > barrier.born || !block.launch.options.init_fences) return;
+  block.report(i, format("the async proxy uses an mbarrier that thread %u initialised, with no "
+                         "fence.mbarrier_init or fence.proxy.async between",
+                         barrier.thread));
 }
 
 void copy(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
@@ -138,8 +152,12 @@ void copy(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
       made.pieces =
           line(block, i, global[lane], at, static_cast<uint32_t>(lane_value(warp, i.e, lane)));
     }
-    if (!store && !block.phase_barrier(warp, i, static_cast<uint32_t>(lane), made.barrier))
-      continue;
+    if (!store) {
+      const PhaseBarrier* told =
+          block.phase_barrier(warp, i, static_cast<uint32_t>(lane), made.barrier);
+      if (told == nullptr) continue;
+      check_init_fence(block, warp, i, *told);
+    }
     begin(block, warp, i, lane, std::move(made));
   }
 }

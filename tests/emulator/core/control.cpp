@@ -46,13 +46,19 @@ bool decode_control(Decoder& decoder) {
     return true;
   }
   // Blocks run on their own, so that fences between them have nothing to order.
-  const bool fence = name == "membar" || (name == "fence" && !decoder.has("proxy"));
-  if (fence || name == "nanosleep" || name == "griddepcontrol" || name == "setmaxnreg" ||
-      name == "createpolicy" || name == "pmevent") {
-    out.run = &nothing;
-    return true;
+  const bool between_proxies = decoder.has("proxy") || decoder.has("mbarrier_init");
+  const bool fence = name == "membar" || (name == "fence" && !between_proxies);
+  if (fence) {
+    decoder.allow({"cta", "cluster", "gpu", "gl", "sys", "sc", "acq_rel", "acquire", "release"});
+  } else if (name == "griddepcontrol") {
+    decoder.allow({"wait", "launch_dependents"});
+  } else if (name == "setmaxnreg") {
+    decoder.allow({"inc", "dec", "sync", "aligned"});
+  } else if (name != "nanosleep" && name != "createpolicy" && name != "pmevent") {
+    return false;
   }
-  return false;
+  out.run = &nothing;
+  return true;
 }
 
 }  // namespace emulator

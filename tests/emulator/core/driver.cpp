@@ -135,7 +135,7 @@ int cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsigne
   launch.threads = 1;
   launch.seed = g_device.seed;
   launch.limit = 5'000'000;
-  launch.checked = 1;
+  launch.checked = launch.init_fences = 1;
   launch.arguments = arguments;
   launch.region_count = static_cast<uint32_t>(regions.size());
   launch.regions = regions.data();

@@ -152,8 +152,8 @@ void SharedMemory::end_copy(uint64_t offset, uint32_t bytes, const uint8_t* from
   }
 }
 
-std::string SharedMemory::read_by_async_proxy(
-    uint64_t offset, uint32_t bytes,
+std::string SharedMemory::use_by_async_proxy(
+    uint64_t offset, uint32_t bytes, const char* use,
     const std::function<std::array<const Clock*, 2>(uint32_t writer)>& fences) {
   if (!checked_) return {};
   for (uint64_t at = offset / granule_; at <= (offset + bytes - 1) / granule_; ++at) {
@@ -167,9 +167,9 @@ std::string SharedMemory::read_by_async_proxy(
     if (fenced) continue;
     record.generic = false;
     return format(
-        "the async proxy reads shared memory that thread %u wrote with an ordinary store, "
+        "the async proxy %s shared memory that thread %u wrote with an ordinary store, "
         "with no fence.proxy.async between",
-        record.writer);
+        use, record.writer);
   }
   return {};
 }

@@ -44,11 +44,11 @@ class SharedMemory {
   std::string begin_copy(uint64_t offset, uint32_t bytes, const Actor& actor);
   void end_copy(uint64_t offset, uint32_t bytes, const uint8_t* data, const Actor& actor);
 
-  // Ordinary stores are visible to the async proxy only behind a proxy fence, of the warp that
-  // wrote or of the one that reads: `fences` gives what these had seen at theirs, for the warp that
-  // wrote.
-  std::string read_by_async_proxy(
-      uint64_t offset, uint32_t bytes,
+  // Ordinary stores and the async proxy's accesses are in order only behind a proxy fence, of the
+  // warp that wrote or of the one that uses it: `fences` gives what these had seen at theirs, for
+  // the warp that wrote. use: "reads" or "fills".
+  std::string use_by_async_proxy(
+      uint64_t offset, uint32_t bytes, const char* use,
       const std::function<std::array<const Clock*, 2>(uint32_t writer)>& fences);
 
  private:

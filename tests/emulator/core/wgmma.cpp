@@ -69,8 +69,8 @@ struct Product {
       return nullptr;
     }
     block.shared(warp, i, 0, at, 16, Access::kRead);
-    block.report(i, block.read_by_async_proxy(warp, at, 16));
-    warp.open_products.push_back(at);
+    block.report(i, block.used_by_async_proxy(warp, at, 16, "reads"));
+    warp.open_products.chunks.push_back(at);
     return block.shared_memory.data(at);
   }
 
@@ -96,10 +96,23 @@ struct Product {
 
 using Accumulators = float[16][256];
 
-const uint32_t* accumulator(const Warp& warp, const Operand& operand) {
-  const auto pending = warp.products.find(operand.offset);
-  return pending == warp.products.end() ? row<uint32_t>(warp, operand)
-                                        : pending->second.values.data();
+// Ordinary accesses to registers and wgmma's are in order only behind wgmma.fence; its own
+// accumulators need none while nobody else changes them.
+void check_registers(Block& block, Warp& warp, const Instruction& i, bool adds) {
+  if (warp.registers_fenced) return;
+  bool ordered = adds && (i.a.present() || !warp.open_products.fragments.empty());
+  for (size_t r = 0; r < i.count * size_t{4} && ordered; ++r) {
+    const auto found = warp.accumulators.find(i.vector[r].offset);
+    ordered = found != warp.accumulators.end() &&
+              (found->second.pending ||
+               std::memcmp(found->second.values.data(), row<uint32_t>(warp, i.vector[r]),
+                           sizeof found->second.values) == 0);
+  }
+  if (ordered) return;
+  block.report(i,
+               "wgmma uses registers that ordinary instructions touched, with no wgmma.fence "
+               "between");
+  warp.registers_fenced = true;  // once is enough
 }
 
 // The 16 rows of A that belong to this warp.
@@ -111,6 +124,12 @@ void read_a(Product& product, float (&a)[16][16], int depth) {
     product.each(tile, i.mode & 1, static_cast<int>(warp.id % 4 * 16), 16, depth,
                  [&](int m, int k, float value) { a[m][k] = value; });
     return;
+  }
+  for (size_t k = 0; k < 4; ++k) {
+    const Operand& held = i.vector[i.count * size_t{4} + k];
+    auto& [operand, values] = warp.open_products.fragments.emplace_back();
+    operand = held;
+    std::copy_n(row<uint32_t>(warp, held), kLanes, values.begin());
   }
   const int per = 4 / product.bytes, chunk = 4 * per;
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -127,6 +146,10 @@ void read_a(Product& product, float (&a)[16][16], int depth) {
 void multiply(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
   if (mask != kAllLanes) return block.report(i, "divergence: a part of a warp runs wgmma");
   const int n = i.count * 8, depth = 256 / i.source_type.bits;
+  const bool adds = (predicate(warp, i.c) & 1) != 0;
+  check_registers(block, warp, i, adds);
+  ++warp.products;
+  warp.last_product = &i;
   Product product{block, warp, i};
   Accumulators c;
   float a[16][16], b[16][256];
@@ -134,13 +157,14 @@ void multiply(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
   const Tile tile(row<uint64_t>(warp, i.b)[0]);
   product.each(tile, i.mode & 2, 0, n, depth,
                [&](int column, int k, float value) { b[k][column] = value; });
-  const bool adds = (predicate(warp, i.c) & 1) != 0;
   const float sign = static_cast<float>(i.option);
   const auto place = [&](int lane, int r) -> float& {
     return c[lane / 4 + 8 * (r / 2 % 2)][r / 4 * 8 + 2 * (lane % 4) + r % 2];
   };
   for (int r = 0; r < n / 2; ++r) {
-    const uint32_t* before = accumulator(warp, i.vector[static_cast<size_t>(r)]);
+    const Operand& d = i.vector[static_cast<size_t>(r)];
+    const Accumulator& held = warp.accumulators[d.offset];
+    const uint32_t* before = held.pending ? held.values.data() : row<uint32_t>(warp, d);
     for (int lane = 0; lane < kLanes; ++lane) place(lane, r) = adds ? to_float(before[lane]) : 0;
   }
   for (int m = 0; m < 16; ++m) {
@@ -151,8 +175,9 @@ void multiply(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
   }
   for (int r = 0; r < n / 2; ++r) {
     const Operand& d = i.vector[static_cast<size_t>(r)];
-    PendingProduct& pending = warp.products[d.offset];
+    Accumulator& pending = warp.accumulators[d.offset];
     pending.group = warp.product_groups_begun;
+    pending.pending = true;
     for (int lane = 0; lane < kLanes; ++lane) {
       pending.values[static_cast<size_t>(lane)] = to_bits(place(lane, r));
       row<uint32_t>(warp, d)[lane] = kPoison;
@@ -161,29 +186,35 @@ void multiply(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
 }
 
 void synchronise(Block& block, Warp& warp, const Instruction& i, uint32_t) {
-  if (i.mode == kFence) return;
+  if (i.mode == kFence) {
+    warp.registers_fenced = true;
+    return;
+  }
   if (i.mode == kCommit) {
     warp.product_groups.push_back(std::move(warp.open_products));
-    warp.open_products.clear();
+    warp.open_products = {};
     ++warp.product_groups_begun;
     return;
   }
   for (; warp.product_groups.size() > static_cast<size_t>(i.option);
        warp.product_groups.pop_front()) {
     // Read until now: who overwrites it without waiting for this warp races.
-    for (const uint64_t chunk : warp.product_groups.front()) {
+    for (const uint64_t chunk : warp.product_groups.front().chunks) {
       block.shared(warp, i, 0, chunk, 16, Access::kRead);
     }
-  }
-  const uint64_t done = warp.product_groups_begun - warp.product_groups.size();
-  for (auto pending = warp.products.begin(); pending != warp.products.end();) {
-    if (pending->second.group >= done) {
-      ++pending;
-      continue;
+    for (const auto& [operand, values] : warp.product_groups.front().fragments) {
+      if (std::memcmp(row<uint32_t>(warp, operand), values.data(), sizeof values) != 0) {
+        block.report(i, "registers of A were overwritten before wgmma was waited for");
+      }
     }
-    const Operand d{Operand::kRegisters, 4, false, pending->first, 0};
-    std::copy_n(pending->second.values.begin(), kLanes, row<uint32_t>(warp, d));
-    pending = warp.products.erase(pending);
+  }
+  warp.registers_fenced = false;
+  const uint64_t done = warp.product_groups_begun - warp.product_groups.size();
+  for (auto& [offset, held] : warp.accumulators) {
+    if (!held.pending || held.group >= done) continue;
+    const Operand d{Operand::kRegisters, 4, false, offset, 0};
+    std::copy_n(held.values.begin(), kLanes, row<uint32_t>(warp, d));
+    held.pending = false;
   }
 }
 
@@ -218,25 +249,41 @@ bool decode_product(Decoder& decoder) {
   return true;
 }
 
-void fence_proxy(Block&, Warp& warp, const Instruction&, uint32_t) {
+enum Fenced { kAsyncProxy, kInitialised, kElsewhere };
+
+void fence(Block&, Warp& warp, const Instruction& i, uint32_t) {
+  if (i.mode == kElsewhere) return;
   ++warp.seen[warp.id];  // so that earlier writes can be told from later ones
-  warp.fenced = warp.seen;
+  (i.mode == kAsyncProxy ? warp.fenced : warp.init_fenced) = warp.seen;
+}
+
+// Fences between proxies. Those of global memory, tensor maps and aliases order nothing in shared
+// memory.
+void decode_fence(Decoder& decoder) {
+  decoder.allow({"proxy", "async", "alias", "global", "shared::cta", "shared::cluster",
+                 "tensormap::generic", "mbarrier_init", "acquire", "release", "cta", "cluster",
+                 "gpu", "sys"});
+  decoder.out.mode = decoder.has("mbarrier_init")                     ? kInitialised
+                     : decoder.has("async") && !decoder.has("global") ? kAsyncProxy
+                                                                      : kElsewhere;
+  decoder.out.run = &fence;
 }
 
 }  // namespace
 
-std::string Block::read_by_async_proxy(const Warp& reader, uint64_t offset, uint32_t bytes) {
-  return shared_memory.read_by_async_proxy(offset, bytes, [&](uint32_t warp) {
+std::string Block::used_by_async_proxy(const Warp& user, uint64_t offset, uint32_t bytes,
+                                       const char* use) {
+  return shared_memory.use_by_async_proxy(offset, bytes, use, [&](uint32_t warp) {
     std::array<const Clock*, 2> fences = {warp < warps.size() ? &warps[warp].fenced : nullptr,
-                                          &reader.fenced};
+                                          &user.fenced};
     return fences;
   });
 }
 
 bool decode_wgmma(Decoder& decoder) {
   Instruction& out = decoder.out;
-  if (decoder.name == "fence" && decoder.has("proxy")) {
-    out.run = &fence_proxy;
+  if (decoder.name == "fence") {
+    decode_fence(decoder);
     return true;
   }
   if (decoder.name != "wgmma") return false;

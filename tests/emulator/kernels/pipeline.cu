@@ -106,7 +106,11 @@ __device__ void consume(const Ring& ring, float (&d)[32], int steps) {
       asm volatile("st.shared.b32 [%0], %1;" ::"r"(a + threadIdx.x * 4), "r"(0) : "memory");
       asm volatile("bar.sync 1, 128;" ::: "memory");
     }
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    if (FAULT == 14 && step == 2) {
+      for (float& sum : d) sum *= 0.5f;
+    } else if (FAULT != 13) {
+      asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    }
 #pragma unroll
     for (int k = 0; k < kDepth / 16; ++k) {
       multiply(d, descriptor(a + k * 32), descriptor(b + k * 32), step > 0 || k > 0);
@@ -134,7 +138,8 @@ extern "C" __global__ void __launch_bounds__(160, 1)
       init_barrier(ring.is_full(i), 1);
       init_barrier(ring.is_empty(i), 128);
     }
-    fence_proxy();
+    if (FAULT != 12) fence_proxy();
+    if (FAULT == 15) asm volatile("st.shared.b32 [%0], %1;" ::"r"(ring.tiles), "r"(0) : "memory");
   }
   if (FAULT != 9) __syncthreads();
   if (warp == 4) {
@@ -142,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(160, 1)
     return;
   }
   float d[32] = {};
-  consume(ring, d, steps);
+  consume(ring, d, FAULT == 16 && warp == 3 ? steps - 1 : steps);
   for (int i = 0; i < 32; ++i) {
     const int row = warp * 16 + lane / 4 + 8 * (i / 2 % 2),
               column = i / 4 * 8 + lane % 4 * 2 + i % 2;
