@@ -193,17 +193,11 @@ def test_verify_passes_on_a_model_that_is_right(
 def test_verify_fails_on_a_model_that_is_wrong(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accelerate = bigkernels.accelerate
+    from bigkernels.integrations import whole
 
-    def spoiled(module: Any) -> Any:
-        handle = accelerate(module)
-        twin = type(module.encoder.layer[1])
-        forward = twin.forward
-        # One layer of the fused model adds a little to its result.
-        monkeypatch.setattr(twin, "forward", lambda *a, **k: forward(*a, **k) + 1e-3)
-        return handle
-
-    monkeypatch.setattr(bigkernels, "accelerate", spoiled, raising=False)
+    right = whole.Encoder.run
+    # The native call of all layers adds a little to its result.
+    monkeypatch.setattr(whole.Encoder, "run", lambda *given: right(*given) + 1e-3)
     assert main(["verify", str(model)]) == 1
     assert "FAILED" in capsys.readouterr().out
 
