@@ -71,7 +71,8 @@ def write_readme(record: Mapping[str, Any], folder: Path, readme: Path) -> None:
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """Markdown: speed-ups of every peer over transformers, one column a case, and where from."""
+    """Markdown: speed-ups of every peer over transformers, one column a case, the largest error of one of
+    them, and where from."""
     rows = [r for r in record["rows"] if r["group"] == "encoder" and r.get("speed_up")]
     rows = [r for r in rows if any(f" {words}" in r["case"] for words in SHOWN)]
     cases = list(dict.fromkeys(row["case"] for row in rows))
@@ -81,11 +82,14 @@ def table(record: Mapping[str, Any]) -> str:
     lines = [
         "| times as fast as transformers (SDPA, float32) | "
         + " | ".join(heads[case] for case in cases)
-        + " |",
-        "| --- |" + " ---: |" * len(cases),
+        + " | largest error |",
+        "| --- |" + " ---: |" * (len(cases) + 1),
     ]
+    judged = next((case for case in cases if " ragged " in case), "")
     for name in sorted(names, key=lambda name: not name.startswith(peers.OURS)):
         cells = [_cell(value.get((name, case))) for case in cases]
+        error = value.get((name, judged), {}).get("error")
+        cells.append("" if error is None else f"{error:.0e}")
         shown = f"**{name}**" if name.startswith(peers.OURS) else name
         lines.append(f"| {shown} | {' | '.join(cells)} |")
     return "\n".join(
@@ -104,8 +108,8 @@ def _source(record: Mapping[str, Any]) -> str:
         f"{record['machine']['processor']['model']}, {_clock(record)}, {record['date'][:10]}, "
         f"torch {record['machine']['versions']['torch']}. Medians of interleaved rounds, every peer in a "
         f"process of its own, {sum(used) / max(1, len(used)):.0f} samples a row"
-        f"{_disturbed(dropped)}. int8 is not the same answer: `benchmarks/README.md` has the errors' meaning, "
-        f"`benchmarks/results/` every row."
+        f"{_disturbed(dropped)}. Error: of the last hidden states against float64, on the first ragged batch. "
+        f"`benchmarks/README.md` says how it is measured, `benchmarks/results/` has every row."
     )
 
 
