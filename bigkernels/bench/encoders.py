@@ -24,6 +24,7 @@ _BERT_BASE: dict[str, Any] = {
     "num_hidden_layers": 12,
     "intermediate_size": 3072,
     "max_position_embeddings": 1024,
+    "position_embedding_type": "absolute",  # which transformers no longer writes and CTranslate2 reads
 }
 
 

@@ -20,6 +20,8 @@ Rows = Sequence[Mapping[str, Any]]
 OURS, WORSE, STOCK, OTHER = "#1d5fd0", "#d55e00", "#222222", "#9aa3ad"
 # Colour-blind safe (Okabe and Ito), for peers in line plots.
 LINES = ("#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b0a000", "#7f7f7f")
+# Of ours, by the order of speed; one is not like another.
+DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 WIDTH, DPI = 5.2, 180
 STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -200,11 +202,11 @@ def fill(rows: Rows) -> Figure | None:
     for at, name in enumerate([*ours, base, *others]):
         points = sorted((r["fill"], r["tokens"] / r["median"]) for r in chosen if r["peer"] == name)
         color = OURS if name in ours else STOCK if name == base else LINES[at % len(LINES)]
-        dashes = "-" if name not in ours else ("-", "--", ":")[ours.index(name) % 3]
+        dashes = "-" if name not in ours else DASHES[ours.index(name) % len(DASHES)]
         width = 2.4 if name in ours else 1.3
         axes.plot(
             *zip(*points, strict=True),
-            dashes,
+            linestyle=dashes,
             color=color,
             lw=width,
             marker="o",
