@@ -167,8 +167,8 @@ class Encoder:
             return "gradients are wanted"
         if not x.is_cpu or any(not w.is_cpu for w in how.weights[:1]):
             return "it is not on the CPU"
-        if torch.is_autocast_enabled("cpu"):
-            return "autocast is on"
+        if _autocast() not in (None, torch.bfloat16):
+            return f"autocast is {_autocast()}"
         if x.dtype != how.weights[0].dtype:
             return f"its states are {x.dtype}, its weights {how.weights[0].dtype}"
         asked = backends.asked_for()
@@ -178,9 +178,14 @@ class Encoder:
         return "; ".join(reasons) or None
 
 
+def _autocast() -> torch.dtype | None:
+    """What autocast computes products in, None if it is off."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+
 def _own_precision(x: Tensor) -> str:
-    """Products as the model and torch's setting have them."""
-    if x.dtype != torch.float32:
+    """Products as the model, autocast and torch's setting have them."""
+    if x.dtype != torch.float32 or _autocast() is not None:
         return "bfloat16"
     return _BY_SETTING[torch.get_float32_matmul_precision()]
 

@@ -23,70 +23,9 @@ void run_serial(int64_t count, Body body, void* context) {
   for (int64_t tile = 0; tile < count; ++tile) body(context, tile, 0);
 }
 
-// Tiles that are not taken yet: [front, back) of a thread's own range, in one word.
-struct alignas(64) Range {
-  std::atomic<uint64_t> ends;
-
-  void set(uint64_t front, uint64_t back) {
-    ends.store(back << 32 | front, std::memory_order_relaxed);
-  }
-
-  // The front one for its owner, the back one for others; -1 if there is none left.
-  int64_t take(bool own) {
-    uint64_t seen = ends.load(std::memory_order_relaxed);
-    for (;;) {
-      const uint64_t front = seen & 0xffffffff, back = seen >> 32;
-      if (front >= back) return -1;
-      const uint64_t left = own ? back << 32 | (front + 1) : (back - 1) << 32 | front;
-      if (ends.compare_exchange_weak(seen, left, std::memory_order_relaxed)) {
-        return static_cast<int64_t>(own ? front : back - 1);
-      }
-    }
-  }
-};
-
-// Each thread owns a contiguous range, the same in every call, so that what a core has in its cache
-// is what it needs again; who is done helps the others from their ends.
-class Ranges {
- public:
-  Ranges(int threads, int64_t count)
-      : used_(threads < kMost ? threads : kMost), count_(count), step_(1 + (count >> 31)) {
-    const uint64_t steps = static_cast<uint64_t>((count + step_ - 1) / step_);
-    for (int i = 0; i < used_; ++i) ranges_[i].set(steps * i / used_, steps * (i + 1) / used_);
-  }
-
-  void work(int thread, Body body, void* context) {
-    const int own = thread % used_;
-    for (int i = 0; i < used_; ++i) {
-      Range& range = ranges_[(own + i) % used_];
-      for (int64_t at = range.take(i == 0); at >= 0; at = range.take(i == 0)) {
-        for (int64_t tile = at * step_; tile < (at + 1) * step_ && tile < count_; ++tile) {
-          body(context, tile, thread);
-        }
-      }
-    }
-  }
-
- private:
-  static constexpr int kMost = 64;
-  const int used_;
-  const int64_t count_;
-  const int64_t step_;  // tiles taken at once: more than one only where 32 bits do not count them
-  Range ranges_[kMost];
-};
-
 #if defined(__SANITIZE_THREAD__)
 
 // ThreadSanitizer does not see the synchronisation inside libgomp and would report every region.
-void run_parallel(int threads, int64_t count, Body body, void* context) {
-  Ranges ranges(threads, count);
-  std::vector<std::thread> team;
-  for (int thread = 0; thread < threads; ++thread) {
-    team.emplace_back([&, thread] { ranges.work(thread, body, context); });
-  }
-  for (std::thread& member : team) member.join();
-}
-
 void run_parallel(int threads, TeamBody body, void* context, Team* team) {
   std::vector<std::thread> members;
   for (int thread = 0; thread < threads; ++thread) {
@@ -108,14 +47,6 @@ void watch_fork() {
   static const int registered =
       pthread_atfork(nullptr, nullptr, [] { g_team_lost = g_team_lost || g_team_exists; });
   (void)registered;
-}
-
-void run_parallel(int threads, int64_t count, Body body, void* context) {
-  watch_fork();
-  g_team_exists = true;
-  Ranges ranges(threads, count);
-#pragma omp parallel num_threads(threads)
-  ranges.work(omp_get_thread_num(), body, context);
 }
 
 // OpenMP may give fewer threads than it was asked for.
@@ -145,10 +76,31 @@ void deal(Team* team, int size, int64_t count) {
 
 }  // namespace
 
+// Each thread owns a contiguous range, the same in every call, so that what a core has in its cache
+// is what it needs again; who is done helps the others from their ends.
 void parallel_tiles(int num_threads, int64_t count, Body body, void* context) {
-  const int threads = count < num_threads ? static_cast<int>(count) : num_threads;
-  if (threads <= 1 || must_be_serial()) return run_serial(count, body, context);
-  run_parallel(threads, count, body, context);
+  const int threads = static_cast<int>(min_int(min_int(count, num_threads), kMostThreads));
+  if (threads <= 1 || count > UINT32_MAX || must_be_serial()) {
+    return run_serial(count, body, context);
+  }
+  struct Tiles {
+    Body body;
+    void* context;
+    int threads;
+  } tiles = {body, context, threads};
+  Team team;
+  deal(&team, threads, count);
+  run_parallel(
+      threads,
+      [](void* all, TeamMember member) {
+        const Tiles& given = *static_cast<const Tiles*>(all);
+        // Of the threads that were asked for some may be missing; their tiles are not.
+        const TeamMember asked = {member.team, member.thread, given.threads};
+        for (int64_t tile = asked.claim(); tile >= 0; tile = asked.claim()) {
+          given.body(given.context, tile, member.thread);
+        }
+      },
+      &tiles, &team);
 }
 
 void next_phase(Team* team, int size, int64_t count) {
@@ -171,7 +123,8 @@ void next_phase(Team* team, int size, int64_t count) {
 }
 
 void run_team(int num_threads, TeamBody body, void* context) {
-  Team team = {};
+  Team team;
+  team.arrived = team.phase = 0;
   const int threads = static_cast<int>(min_int(num_threads, kMostThreads));
   if (threads <= 1 || must_be_serial()) return body(context, {&team, 0, 1});
   run_parallel(threads, body, context, &team);
