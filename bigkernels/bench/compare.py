@@ -12,7 +12,7 @@ from . import peers
 # A change smaller than this is nobody's business, however quiet the machine was.
 SMALLEST = math.log(1.05)
 # One row alone, and the middle of a kernel's rows: there are many rows, and their tails are long.
-SIGMAS_OF_ROW, SIGMAS_OF_KERNEL = 4.0, 3.5
+SIGMAS_OF_ROW, SIGMAS_OF_KERNEL = 5.0, 3.5
 # What two runs differ in at least; in the logarithm.
 LEAST_NOISE = 0.015
 Record = Mapping[str, Any]
