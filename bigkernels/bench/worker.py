@@ -40,7 +40,8 @@ PLACES = 3
 
 
 class Worker:
-    """Holds a peer, and the case it has prepared; others: the same calls on inputs elsewhere in memory."""
+    """Holds a peer, and the case it has prepared; others: the same calls on inputs elsewhere in memory,
+    made by elsewhere, None where there is one place only."""
 
     def __init__(self, peer: peers.Peer, threads: int, clock: str) -> None:
         self.peer, self.threads, self.clock = peer, threads, clock
@@ -48,6 +49,7 @@ class Worker:
         self.loading = 0.0
         self.call: Callable[[], object] = lambda: None
         self.others: list[Callable[[], object]] = []
+        self.elsewhere: Callable[[], Callable[[], object]] | None = None
         self.calls = 1
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +94,7 @@ class Worker:
         the time to the first result."""
         start, loaded = time.perf_counter(), self.loading
         setup = self._encoder if case.batch else self._room
-        self.others.clear()
+        self.others, self.elsewhere = [], None
         facts: dict[str, Any]
         call, forward, save, facts = setup(case, folder)
         result = call()
@@ -100,7 +102,11 @@ class Worker:
         # A model that was loaded just now is in `seconds` already.
         facts["first_result_seconds"] = seconds + (self.loading if loaded == self.loading else 0)
         self._save(save(result), folder)
+        if case.batch:
+            facts |= _work(case.batch[0], folder, case.mode, self.peer.precision)
         facts |= _memory(call, forward)
+        if self.elsewhere is not None:
+            self.others = [self.elsewhere() for _ in range(PLACES - 1)]
         self.call, self.calls = call, timing.calls_per_sample(call, 0, SAMPLE_SECONDS, _nothing)
         return facts | {"calls": self.calls}
 
@@ -112,8 +118,7 @@ class Worker:
         torch.set_num_threads(self.threads)
         call = self.peer.builder()(*self.peer.arguments, case.problem)
         made = rooms.timed(call, case.problem.problem(), case.mode)
-        for _place in range(PLACES - 1):
-            self.others.append(rooms.timed(call, case.problem.problem(), case.mode).call)
+        self.elsewhere = lambda: rooms.timed(call, case.problem.problem(), case.mode).call
 
         def save(_: object) -> dict[str, Any]:
             return {
@@ -135,8 +140,6 @@ class Worker:
         built = self.models[model]
         batch = encoders.Batch.load(folder / BATCH)
         facts: dict[str, Any] = {"configuration": built.configuration, "version": built.version}
-        facts |= {"tokens": batch.tokens, "fill": batch.tokens / batch.ids.size}
-        facts |= _work(model, batch, case.mode, self.peer.precision)
         if case.mode == "training":
             if built.step is None or built.forward_step is None:
                 raise RuntimeError("it does not train")
@@ -165,13 +168,16 @@ def _end_to_end(built: Built, key: tuple[str, int, int, str], texts: tuple[str, 
     return call
 
 
-def _work(model: str, batch: encoders.Batch, mode: str, precision: str) -> dict[str, Any]:
-    """flops of the real tokens (forward and backward in training), bytes of the weights."""
-    shape = encoders.facts(model)
+def _work(model: str, folder: Path, mode: str, precision: str) -> dict[str, Any]:
+    """What the batch in the folder asks for: real tokens and their share, their flops (forward and
+    backward in training), bytes of the weights. Reading the model's configuration takes a second of
+    imports, which are nobody's time to a first result."""
+    batch, shape = encoders.Batch.load(folder / BATCH), encoders.facts(model)
     flops = cases.encoder_flops(shape, batch.mask.sum(1).tolist())
     size = int(cases.encoder_bytes(shape) * {"bfloat16": 0.5, "int8": 0.25}.get(precision, 1.0))
     times = 3 if mode == "training" else 1
-    return {"dtype": precision, "flops": times * flops, "bytes": times * size}
+    facts = {"tokens": batch.tokens, "fill": batch.tokens / batch.ids.size, "dtype": precision}
+    return facts | {"flops": times * flops, "bytes": times * size}
 
 
 def _memory(call: Callable[[], object], forward: Callable[[], object] | None) -> dict[str, Any]:
