@@ -13,6 +13,8 @@ from . import peers
 SMALLEST = math.log(1.05)
 # One row alone, and the middle of a kernel's rows: there are many rows, and their tails are long.
 SIGMAS_OF_ROW, SIGMAS_OF_KERNEL = 5.0, 3.5
+# The error of a median, in units of that of a mean.
+OF_MEDIAN = 1.2533
 # What two runs differ in at least; in the logarithm.
 LEAST_NOISE = 0.015
 Record = Mapping[str, Any]
@@ -53,13 +55,12 @@ def compare(before: Record, after: Record) -> list[Change]:
     """
     pairs = _pairs(before, after)
     unsure = _disturbed(before) | _disturbed(after)
-    kinds = {key: key[0] == "encoder" for key in pairs}
-    spread = {kind: _between_runs(pairs, unsure, kind) for kind in set(kinds.values())}
+    spread = {kind: _between_runs(pairs, unsure, kind) for kind in (False, True)}
     found = []
     kernels: dict[tuple[str, str], list[Change]] = {}
     for (group, case, peer), ((a, noise_a), (b, noise_b)) in pairs.items():
         baseline = (case, peers.BASELINES[group])
-        noise = max(spread[kinds[group, case, peer]], math.hypot(noise_a, noise_b))
+        noise = max(spread[group == "encoder"], math.hypot(noise_a, noise_b))
         limit = max(SMALLEST, SIGMAS_OF_ROW * noise)
         disturbed = bool({(case, peer), baseline} & unsure)
         found.append(Change.judged(case, peer, (a, b), b - a, limit, disturbed))
@@ -78,7 +79,7 @@ def _kernel(case: str) -> str:
 def _together(kernel: str, peer: str, rows: Sequence[Change]) -> Change:
     middle = statistics.median(row.change for row in rows)
     noise = statistics.median(row.limit for row in rows) / SIGMAS_OF_ROW
-    limit = max(SMALLEST, SIGMAS_OF_KERNEL * 1.2533 * noise / math.sqrt(len(rows)))
+    limit = max(SMALLEST, SIGMAS_OF_KERNEL * OF_MEDIAN * noise / math.sqrt(len(rows)))
     logs = (
         statistics.median(math.log(row.before) for row in rows),
         statistics.median(math.log(row.after) for row in rows),
@@ -98,8 +99,7 @@ def _between_runs(pairs: Pairs, unsure: set[tuple[str, str]], encoders: bool) ->
     return max(LEAST_NOISE, _deviation(theirs) if len(theirs) >= 5 else 0.0)
 
 
-Key = tuple[str, str, str]
-Pairs = dict[Key, tuple[tuple[float, float], tuple[float, float]]]
+Pairs = dict[tuple[str, str, str], tuple[tuple[float, float], tuple[float, float]]]
 
 
 def _disturbed(record: Record) -> set[tuple[str, str]]:
@@ -131,7 +131,7 @@ def _ratios(record: Record) -> dict[tuple[str, str, str], tuple[float, float]]:
 
 def standard_error(values: Sequence[float]) -> float:
     """Of the median, from the median absolute deviation."""
-    return 1.2533 * _deviation(values) / math.sqrt(len(values))
+    return OF_MEDIAN * _deviation(values) / math.sqrt(len(values))
 
 
 def _deviation(values: Sequence[float]) -> float:

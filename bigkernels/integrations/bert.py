@@ -312,14 +312,8 @@ def _parts(layer: Any) -> Layer:
     )  # fmt: skip
     activation = eligible.activation_name(layer.intermediate.intermediate_act_fn)
     assert activation is not None
-    return Layer(
-        tuple(tensor for m in modules for tensor in (m.weight, m.bias)),
-        inner.num_attention_heads,
-        inner.scaling,
-        (after.LayerNorm.eps, down.LayerNorm.eps),
-        activation,
-        max(rate(inner.dropout, inner), rate(after.dropout), rate(down.dropout)),
-    )
+    dropout = max(rate(inner.dropout, inner), rate(after.dropout), rate(down.dropout))
+    return Layer.of(modules, inner.num_attention_heads, inner.scaling, activation, dropout)
 
 
 LAYER = Role(_layer_forward, _layer_refuse, layer=True, parts=_parts)

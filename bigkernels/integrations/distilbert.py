@@ -135,14 +135,8 @@ def _parts(block: Any) -> Layer:
     )  # fmt: skip
     activation = eligible.activation_name(ffn.activation)
     assert activation is not None
-    return Layer(
-        tuple(tensor for m in modules for tensor in (m.weight, m.bias)),
-        attention.n_heads,
-        attention.scaling,
-        (block.sa_layer_norm.eps, block.output_layer_norm.eps),
-        activation,
-        max(rate(attention.dropout, attention), rate(ffn.dropout)),
-    )
+    dropout = max(rate(attention.dropout, attention), rate(ffn.dropout))
+    return Layer.of(modules, attention.n_heads, attention.scaling, activation, dropout)
 
 
 BLOCK = Role(_block_forward, _block_refuse, layer=True, parts=_parts)

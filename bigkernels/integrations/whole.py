@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,15 @@ class Layer(NamedTuple):
     dropout: float  # the largest rate that is applied now
     norm_first: bool = False
     causal: bool = False
+
+    @classmethod
+    def of(
+        cls, modules: Sequence[Any], heads: int, scaling: float, activation: str, dropout: float
+    ) -> Layer:
+        """Of a layer's modules: query, key, value, output, LayerNorm, up, down, LayerNorm."""
+        weights = tuple(tensor for m in modules for tensor in (m.weight, m.bias))
+        eps = modules[4].eps, modules[7].eps
+        return cls(weights, heads, scaling, eps, activation, dropout)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -218,14 +218,8 @@ class BertLayer(nn.Module):
             self.intermediate.dense, down.dense, down.LayerNorm,
         )  # fmt: skip
         rates = [m.dropout_p if m.training else 0.0 for m in (inner, after, down)]
-        return whole.Layer(
-            tuple(tensor for m in modules for tensor in (m.weight, m.bias)),
-            inner.heads,
-            (inner.query.out_features // inner.heads) ** -0.5,
-            (after.LayerNorm.eps, down.LayerNorm.eps),
-            self.activation,
-            max(rates),
-        )
+        scaling = (inner.query.out_features // inner.heads) ** -0.5
+        return whole.Layer.of(modules, inner.heads, scaling, self.activation, max(rates))
 
     def forward(self, x: Tensor, plan: Plan) -> Tensor:
         x = self.attention(x, plan)

@@ -115,7 +115,7 @@ def row(
         instructions=found.total(),
         wide_loads=wide["LDG"],
         wide_stores=wide["STG"],
-        products=sum(counts[o] for o in ("HGMMA", "HMMA", "IMMA")),
+        products=found.products(),
         digest=digest,
     )
     return made, faults

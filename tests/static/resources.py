@@ -24,6 +24,10 @@ class Resources:
     def spills(self) -> int:
         return self.instructions.get("LDL", 0) + self.instructions.get("STL", 0)
 
+    def products(self) -> int:
+        """Instructions on tensor cores."""
+        return sum(self.instructions.get(opcode, 0) for opcode in ("HGMMA", "HMMA", "IMMA"))
+
     def total(self) -> int:
         """Instructions: counts by width come on top of their opcodes'."""
         widths = re.compile(r"\w+\.\d+|LDG|STG|HMMA")

@@ -29,7 +29,6 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 CUDA_ONLY = ("maxnreg",)
-PRODUCTS = ("HGMMA", "HMMA", "IMMA")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +93,6 @@ def compiled(name: str, arch: str) -> tuple[Row, list[str]]:
     read = _read_cuda if target.backend == "cuda" else _read_hip
     found = read(built)
     counts = collections.Counter(found.instructions)
-    products = sum(counts[opcode] for opcode in PRODUCTS)
     warps, shared = configuration.options["num_warps"], built.metadata.shared
     if target.backend == "cuda":
         blocks = occupancy.cuda(str(target.arch), warps, found.registers, shared)
@@ -110,7 +108,7 @@ def compiled(name: str, arch: str) -> tuple[Row, list[str]]:
         instructions=found.total(),
         wide_loads=_share(counts, "LDG"),
         wide_stores=_share(counts, "STG"),
-        products=products,
+        products=found.products(),
         digest=configuration.digest(arch),
     )
     return row, _faults(configuration, arch, found)
@@ -123,7 +121,7 @@ def _faults(configuration: Configuration, arch: str, found: resources.Resources)
     has = {
         "wide load": narrow or found.instructions.get("LDG.128", 0),
         "wide store": narrow or found.instructions.get("STG.128", 0),
-        "HMMA": sum(found.instructions.get(opcode, 0) for opcode in PRODUCTS),
+        "HMMA": found.products(),
         "HGMMA": found.instructions.get("HGMMA", 0) if arch == "sm_90" else 1,
     }
     return faults + [f"no {promise}" for promise in configuration.promises if not has[promise]]
