@@ -127,7 +127,8 @@ _unlisted: set[str] = set()
 
 def pytest_runtest_logreport(report):
     """Notes skips whose reason tests/skips.txt does not list: a test must not vanish unseen."""
-    if report.skipped and isinstance(report.longrepr, tuple):
+    # pytest-xdist's workers send the tuple of a skip as a list.
+    if report.skipped and isinstance(report.longrepr, (tuple, list)):
         reason = report.longrepr[2].removeprefix("Skipped: ")
         if not any(pattern.fullmatch(reason) for pattern in LISTED):
             _unlisted.add(f"{report.nodeid}: {reason}")

@@ -60,8 +60,6 @@ def starts(*lengths):
 @pytest.fixture
 def network(device, precision):
     """x, cu_seq to the result of a small encoder, its weights packed once."""
-    if device.name != "cpu":
-        pytest.skip("encoder has no kernels but the CPU's")
     facts = Facts("cpu", torch.float32, precision, "gelu", False, False, 64, 128, 32, False)
     device.require("encoder", facts)
     packed = api.pack_encoder(weights(), 2, precision)
@@ -133,8 +131,6 @@ def test_python_threads_share_the_packed_weights(network):
 
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_int8_stays_close_to_float32(device, norm_first):
-    if device.name != "cpu":
-        pytest.skip("encoder has no kernels but the CPU's")
     shape = (384, 1536)
     facts = Facts("cpu", torch.float32, "int8", "gelu", norm_first, False, *shape, 32, False)
     device.require("encoder", facts)
@@ -152,8 +148,6 @@ def test_int8_stays_close_to_float32(device, norm_first):
 
 
 def test_int8_refuses_widths_that_fill_no_tile(device):
-    if device.name != "cpu":
-        pytest.skip("encoder has no kernels but the CPU's")
     usual = Facts("cpu", torch.float32, "int8", "gelu", False, False, 64, 128, 32, False)
     device.require("encoder", usual)
     with pytest.raises(Unsupported, match="hidden 96 is not a multiple of 64"):
@@ -193,8 +187,6 @@ def test_a_copy_of_packed_weights_serves(network, precision):
 
 @pytest.mark.parametrize("pages", [False, True])
 def test_a_fingerprint_tells_changed_exchanged_and_resized_weights(device, pages):
-    if device.name != "cpu":
-        pytest.skip("encoder has no kernels but the CPU's")
     device.require(
         "encoder", Facts("cpu", torch.float32, "float32", "gelu", False, False, 64, 128, 32, False)
     )
@@ -217,8 +209,6 @@ def test_a_fingerprint_tells_changed_exchanged_and_resized_weights(device, pages
 
 
 def test_wrong_arguments_are_named(device):
-    if device.name != "cpu":
-        pytest.skip("encoder has no kernels but the CPU's")
     device.require(
         "encoder", Facts("cpu", torch.float32, "float32", "gelu", False, False, 64, 128, 32, False)
     )
