@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bigkernels as bk
-from bigkernels.ops.layer_norm import triton as drawer
+from bigkernels.ops import triton_launch
 from tests.emulator import build
 from tests.emulator.core import EmulatorError, Module, Options
 from tests.emulator.device import emulated, why_not
@@ -246,7 +246,7 @@ def test_every_barrier_of_layer_norm_is_needed(n, backend, device, monkeypatch):
 
     # Every loop goes round twice: over rows, and over partial sums.
     rows, programs = 140, 70
-    monkeypatch.setattr(drawer, "INTERPRETED_PROGRAMS", programs)
+    monkeypatch.setattr(triton_launch, "INTERPRETED_MULTIPROCESSORS", programs)
     x, weight, bias = torch.randn(rows, n), torch.randn(n), torch.randn(n)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
     with emulated(device, backend):

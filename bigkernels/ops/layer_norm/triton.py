@@ -1,26 +1,18 @@
 """Triton drawer of the layer_norm room: both operations, both directions, n up to 8192.
 
-The kernels (triton_kernels.py) are imported at the first call, and triton with them. With
-TRITON_INTERPRET=1 Triton runs them in Python on CPU tensors: slow, for tests, and not for bfloat16,
-which its interpreter rounds wrong.
+The kernels (triton_kernels.py) are imported at the first call, and triton with them.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
-import math
-import os
-import pathlib
-import re
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bigkernels.library import LIBRARY
+from bigkernels.ops import triton_launch
 from bigkernels.ops.layer_norm.contract import Facts
+from bigkernels.ops.triton_launch import NO_DROPOUT, Dropout, dense, device_of
 
 MAX_COLUMNS = 8192
 # Three float32 accumulators of a row wider than this do not fit the registers of 16 warps.
@@ -31,39 +23,16 @@ FORWARD_ELEMENTS, BACKWARD_ELEMENTS = 16, 8
 # Said aloud, because ptxas otherwise spills two of them here and there to fit a warp more.
 BACKWARD_WARPS, BACKWARD_REGISTERS = 16, 128
 COLUMN_SUM_TILE = (64, 32)
-INTERPRETED_PROGRAMS = 3
-
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _missing() -> str | None:
-    """Why the kernels cannot be imported here, or None; triton itself stays out of `import bigkernels`."""
-    spec = importlib.util.find_spec("triton")
-    if spec is None or spec.origin is None:
-        return "triton is not installed"
-    text = pathlib.Path(spec.origin).read_text()
-    version = re.search(r"__version__ = ['\"](\d+)\.(\d+)", text)
-    if version is None or (int(version[1]), int(version[2])) < (3, 6):
-        return "triton is older than 3.6"
-    return None
-
-
-_MISSING = _missing()
 
 
 def limits(facts: Facts) -> tuple[str, ...]:
     """Why these kernels do not take a call; empty if they do."""
-    if _MISSING is not None:
-        return (_MISSING,)
-    reasons = []
-    if facts.dtype == torch.bfloat16 and INTERPRETED:
-        reasons.append("dtype torch.bfloat16 is rounded wrong by the interpreter")
-    elif facts.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        reasons.append(f"dtype {facts.dtype} not in float32, bfloat16, float16")
+    if triton_launch.MISSING is not None:
+        return (triton_launch.MISSING,)
+    reasons = triton_launch.dtype_limits(facts.dtype)
     if not 1 <= facts.n <= MAX_COLUMNS:
-        reasons.append(f"n {facts.n} not in 1..{MAX_COLUMNS}")
-    return tuple(reasons)
+        reasons += (f"n {facts.n} not in 1..{MAX_COLUMNS}",)
+    return reasons
 
 
 @functools.cache
@@ -76,48 +45,10 @@ def tile(n: int, elements_per_thread: int) -> tuple[int, int, int]:
     return block_m, block_n, min(16, max(4, warps))
 
 
-@functools.cache
-def _multiprocessors(device_index: int) -> int:
-    return int(torch.cuda.get_device_properties(device_index).multi_processor_count)
-
-
 def _programs(device: torch.device, row_blocks: int, num_warps: int) -> int:
     """Programs of the backward kernel, as many as run at once: each makes one partial sum."""
-    if device.type != "cuda":
-        return min(row_blocks, INTERPRETED_PROGRAMS)
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return min(row_blocks, _multiprocessors(index) * (BACKWARD_WARPS // num_warps))
-
-
-def _device_of(x: Tensor) -> AbstractContextManager[object]:
-    """Makes the device of x current, if it is not: the usual case costs next to nothing."""
-    if not x.is_cuda or x.get_device() == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(x.device)
-
-
-def _dense(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
-class _Dropout(NamedTuple):
-    """The dropout arguments of an op, as the kernels take them."""
-
-    p: float = 0.0
-    seed: Tensor | None = None
-    offset: Tensor | None = None
-    rows: Tensor | None = None
-
-    def place(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, int]:
-        """seed_ptr, offset_ptr, row_ids_ptr, row_length: where in Philox's stream x's words are."""
-        return self.seed, self.offset, _dense(self.rows), x.shape[-2] if x.dim() > 1 else 1
-
-    def rule(self) -> tuple[int, float]:
-        """threshold, scale: words below the threshold drop, the rest is scaled."""
-        return math.floor(self.p * 2**32), 0.0 if self.p == 1.0 else 1.0 / (1.0 - self.p)
-
-
-_NO_DROPOUT = _Dropout()
+    at_once = BACKWARD_WARPS // num_warps if device.type == "cuda" else 1
+    return min(row_blocks, triton_launch.multiprocessors(device) * at_once)
 
 
 def _forward(
@@ -128,7 +59,7 @@ def _forward(
     n: int,
     eps: float,
     x_bias: Tensor | None = None,
-    dropout: _Dropout = _NO_DROPOUT,
+    dropout: Dropout = NO_DROPOUT,
     save_sum: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from . import triton_kernels as kernels
@@ -142,13 +73,13 @@ def _forward(
     if m == 0:
         return out, total, mean, rstd
     block_m, block_n, num_warps = tile(n, FORWARD_ELEMENTS)
-    with _device_of(x):
+    with device_of(x):
         kernels.layer_norm_forward_kernel[(-(-m // block_m),)](
             x,
-            _dense(x_bias),
-            _dense(residual),
-            _dense(weight),
-            _dense(bias),
+            dense(x_bias),
+            dense(residual),
+            dense(weight),
+            dense(bias),
             out,
             total if save_sum else None,
             mean,
@@ -186,7 +117,7 @@ def add_layer_norm_forward(
     rows: Tensor | None,
     save_sum: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dropout = _Dropout(dropout_p, seed, offset, rows)
+    dropout = Dropout(dropout_p, seed, offset, rows)
     return _forward(x, residual, weight, bias, x.shape[-1], eps, x_bias, dropout, save_sum)
 
 
@@ -211,7 +142,7 @@ def _launch_backward(
     rstd: Tensor,
     weight: Tensor | None,
     n: int,
-    dropout: _Dropout,
+    dropout: Dropout,
     grads: list[Tensor | None],
     programs: int,
 ) -> None:
@@ -249,7 +180,7 @@ def _backward(
     n: int,
     needs: tuple[bool, bool, bool, bool, bool],
     dsum: Tensor | None = None,
-    dropout: _Dropout = _NO_DROPOUT,
+    dropout: Dropout = NO_DROPOUT,
 ) -> tuple[Tensor, ...]:
     """(dresidual, dx, dweight, dbias, dx_bias), those not in `needs` empty."""
     total, m = total.contiguous(), mean.shape[0]
@@ -259,8 +190,8 @@ def _backward(
         block_m, _, num_warps = tile(n, BACKWARD_ELEMENTS)
         programs = _programs(total.device, -(-m // block_m), num_warps)
         partials = [mean.new_empty(programs, n) if need else None for need in needs[2:]]
-        inputs = (dout.contiguous(), _dense(dsum), total, mean, rstd, _dense(weight), n, dropout)
-        with _device_of(total):
+        inputs = (dout.contiguous(), dense(dsum), total, mean, rstd, dense(weight), n, dropout)
+        with device_of(total):
             if n <= MAX_COLUMNS_ONE_PASS:
                 _launch_backward(*inputs, [*rows, *partials], programs)
             else:
@@ -307,19 +238,10 @@ def add_layer_norm_backward(
     need_dx_bias: bool,
 ) -> tuple[Tensor, ...]:
     needs = (True, need_dx and dropout_p > 0.0, need_dweight, need_dbias, need_dx_bias)
-    dropout = _Dropout(dropout_p, seed, offset, rows)
+    dropout = Dropout(dropout_p, seed, offset, rows)
     return _backward(dout, sum, mean, rstd, weight, sum.shape[-1], needs, dsum, dropout)
 
 
-def _register() -> None:
-    for function in (
-        layer_norm_forward,
-        layer_norm_backward,
-        add_layer_norm_forward,
-        add_layer_norm_backward,
-    ):
-        for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
-            LIBRARY.impl(f"{function.__name__}_triton", function, key)
-
-
-_register()
+triton_launch.register(
+    layer_norm_forward, layer_norm_backward, add_layer_norm_forward, add_layer_norm_backward
+)

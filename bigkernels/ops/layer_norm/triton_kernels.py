@@ -8,42 +8,7 @@ which Triton folds away at compile time. Written for Triton 3.6 and newer, and f
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _keep_mask(
-    rows,  # (BLOCK_M,) int64
-    in_rows,  # (BLOCK_M,) bool
-    row_ids_ptr,  # (M,) int64, sample << 32 | position, or None
-    row_length,
-    seed_ptr,  # () int64 or None
-    offset_ptr,  # () int64 or None
-    threshold,
-    BLOCK_N: tl.constexpr,
-):
-    """(BLOCK_M, BLOCK_N) dropout mask: Philox4x32-10 words that are >= threshold stay."""
-    if row_ids_ptr is not None:
-        ids = tl.load(row_ids_ptr + rows, mask=in_rows, other=0)
-        position = ids & 0xFFFFFFFF
-        sample = ids >> 32
-    else:
-        position = rows % row_length
-        sample = rows // row_length
-    seed = tl.load(seed_ptr) if seed_ptr is not None else tl.full((), 0, tl.int64)
-    offset = tl.load(offset_ptr) if offset_ptr is not None else tl.full((), 0, tl.int64)
-    column_block = tl.arange(0, BLOCK_N // 4)[None, :].to(tl.uint32)
-    word0, word1, word2, word3 = tl.philox(
-        seed,
-        column_block,
-        (position & 0xFFFFFFFF).to(tl.uint32)[:, None],
-        (sample & 0xFFFFFFFF).to(tl.uint32)[:, None],
-        (offset & 0xFFFFFFFF).to(tl.uint32),
-    )
-    # The threshold goes up to 2**32 (p == 1 drops everything), hence the comparison in 64 bits.
-    # Joining decisions instead of words leaves fewer bytes to move between threads.
-    even = tl.join(word0.to(tl.int64) >= threshold, word2.to(tl.int64) >= threshold)
-    odd = tl.join(word1.to(tl.int64) >= threshold, word3.to(tl.int64) >= threshold)
-    # The last two axes, read in order, are words 0, 1, 2, 3 of each column block.
-    return tl.reshape(tl.join(even, odd), (rows.shape[0], BLOCK_N))
+from bigkernels.ops.triton_philox import keep_rows
 
 
 @triton.jit
@@ -82,8 +47,8 @@ def layer_norm_forward_kernel(
         x_bias = tl.load(x_bias_ptr + columns, mask=in_columns, other=0.0).to(tl.float32)
         value += x_bias[None, :]
     if DROPOUT:
-        keep = _keep_mask(
-            rows, in_rows, row_ids_ptr, row_length, seed_ptr, offset_ptr, threshold, BLOCK_N
+        keep = keep_rows(
+            rows, in_rows, 0, row_ids_ptr, row_length, seed_ptr, offset_ptr, threshold, BLOCK_N
         )
         value = tl.where(keep, value * scale, 0.0)
     if residual_ptr is not None:
@@ -170,8 +135,8 @@ def layer_norm_backward_kernel(
         if dresidual_ptr is not None:
             tl.store(dresidual_ptr + at, dsum.to(dresidual_ptr.dtype.element_ty), mask=inside)
         if DROPOUT:
-            keep = _keep_mask(
-                rows, in_rows, row_ids_ptr, row_length, seed_ptr, offset_ptr, threshold, BLOCK_N
+            keep = keep_rows(
+                rows, in_rows, 0, row_ids_ptr, row_length, seed_ptr, offset_ptr, threshold, BLOCK_N
             )
             dsum = tl.where(keep, dsum * scale, 0.0)
             if dx_ptr is not None:

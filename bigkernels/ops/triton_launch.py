@@ -1,0 +1,101 @@
+"""What the Triton drawers of all rooms need to launch their kernels. Does not import triton.
+
+With TRITON_INTERPRET=1 Triton runs its kernels in Python on CPU tensors: slow, for tests, and not for
+bfloat16, which its interpreter rounds wrong.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import os
+import pathlib
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bigkernels.library import LIBRARY
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# What persistent kernels are launched for where no GPU is: enough programs to have partial sums.
+INTERPRETED_MULTIPROCESSORS = 3
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _missing() -> str | None:
+    """Why triton cannot be imported here, or None."""
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        return "triton is not installed"
+    text = pathlib.Path(spec.origin).read_text()
+    version = re.search(r"__version__ = ['\"](\d+)\.(\d+)", text)
+    if version is None or (int(version[1]), int(version[2])) < (3, 6):
+        return "triton is older than 3.6"
+    return None
+
+
+MISSING = _missing()
+
+
+def dtype_limits(dtype: torch.dtype) -> tuple[str, ...]:
+    """Why no kernel of ours takes tensors of a dtype; empty if they may."""
+    if dtype == torch.bfloat16 and INTERPRETED:
+        return ("dtype torch.bfloat16 is rounded wrong by the interpreter",)
+    if dtype not in _DTYPES:
+        return (f"dtype {dtype} not in float32, bfloat16, float16",)
+    return ()
+
+
+def device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Makes the device of x current, if it is not: the usual case costs next to nothing."""
+    if not x.is_cuda or x.get_device() == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.device)
+
+
+@functools.cache
+def _multiprocessors(device_index: int) -> int:
+    return int(torch.cuda.get_device_properties(device_index).multi_processor_count)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; a few for a CPU, whose kernels are emulated or interpreted."""
+    if device.type != "cuda":
+        return INTERPRETED_MULTIPROCESSORS
+    return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def dense(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+class Dropout(NamedTuple):
+    """The dropout arguments of an op, as the kernels take them."""
+
+    p: float = 0.0
+    seed: Tensor | None = None
+    offset: Tensor | None = None
+    rows: Tensor | None = None
+
+    def place(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, int]:
+        """seed_ptr, offset_ptr, row_ids_ptr, row_length: where in Philox's stream x's words are."""
+        return self.seed, self.offset, dense(self.rows), x.shape[-2] if x.dim() > 1 else 1
+
+    def rule(self) -> tuple[int, float]:
+        """threshold, scale: words below the threshold drop, the rest is scaled."""
+        return math.floor(self.p * 2**32), 0.0 if self.p == 1.0 else 1.0 / (1.0 - self.p)
+
+
+NO_DROPOUT = Dropout()
+
+
+def register(*functions: Callable[..., Any]) -> None:
+    """Makes each function the kernel of the op `<its name>_triton`."""
+    for function in functions:
+        for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
+            LIBRARY.impl(f"{function.__name__}_triton", function, key)
