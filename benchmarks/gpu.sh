@@ -95,7 +95,7 @@ prove() {
   else
     say 'memcheck, racecheck, synccheck, initcheck: left out, compute-sanitizer is not on the PATH'
   fi
-  step planted 40 "$PYTHON" -m tests.conformance.faults --device $device
+  step planted 55 "$PYTHON" -m tests.conformance.faults --device $device
   quote 12
 }
 

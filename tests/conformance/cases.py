@@ -162,10 +162,10 @@ def operation(
 @functools.cache
 def catalogue() -> dict[str, Case]:
     """Every case by its name."""
-    from tests.conformance import arithmetic, bulk, matrices, together
+    from tests.conformance import arithmetic, bulk, matrices, products, together
 
     found: dict[str, Case] = {}
-    for case in _all(arithmetic, together, matrices, bulk):
+    for case in _all(arithmetic, together, matrices, bulk, products):
         assert case.name not in found, case.name
         found[case.name] = case
     return found

@@ -59,17 +59,18 @@ class Driver:
             raise DriverError(f"{name}: error {status}: {(text.value or b'').decode()}")
 
     @contextlib.contextmanager
-    def _memory(self, arrays: Sequence[np.ndarray]) -> Iterator[list[ctypes.c_uint64]]:
-        """Addresses of copies on the device, which are copied back at the end."""
+    def _memory(self, arrays: Sequence[np.ndarray], fresh: bool) -> Iterator[list[ctypes.c_uint64]]:
+        """Addresses of copies on the device, which are copied back at the end; of unwritten memory if `fresh`."""
         addresses: list[ctypes.c_uint64] = []
         try:
             for array in arrays:
                 address = ctypes.c_uint64()
                 self.call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(array.nbytes))
                 addresses.append(address)
-                self.call(
-                    "cuMemcpyHtoD_v2", address, _pointer(array), ctypes.c_size_t(array.nbytes)
-                )
+                if not fresh:
+                    self.call(
+                        "cuMemcpyHtoD_v2", address, _pointer(array), ctypes.c_size_t(array.nbytes)
+                    )
             yield addresses
             for array, address in zip(arrays, addresses, strict=True):
                 self.call(
@@ -110,8 +111,9 @@ class Driver:
         blocks: int = 1,
         shared: int = 0,
         kernel: str = "test",
+        fresh: bool = False,
     ) -> None:
-        """Runs a kernel of a module; arrays are changed in place."""
+        """Runs a kernel of a module; arrays are changed in place. fresh: what they hold is not copied to it."""
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
         self.call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(ptx.encode()))
         try:
@@ -119,7 +121,7 @@ class Driver:
             if shared > 48 * 1024:
                 self.call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED, shared)
             arrays = [a for a in arguments if isinstance(a, np.ndarray)]
-            with self._memory(arrays) as addresses:
+            with self._memory(arrays, fresh) as addresses:
                 self._launch(function, arguments, addresses, threads, blocks, shared)
         finally:
             self.library.cuModuleUnload(module)

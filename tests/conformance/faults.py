@@ -25,7 +25,8 @@ FOUND = 9  # exit status of compute-sanitizer that is asked for
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """tool: of compute-sanitizer, that finds it. body: of a kernel of 64 threads that is given 64 words."""
+    """tool: of compute-sanitizer, that finds it. body: of a kernel of 64 threads that is given 64 words,
+    which nobody has written before."""
 
     tool: str
     body: str
@@ -45,6 +46,9 @@ FAULTS = {
     "misaligned write": Fault("memcheck", _ADDRESS + "  st.global.v2.b32 [%d10+4], {%r0, %r0};"),
     "shared memory past its end": Fault("memcheck", _SHARED + "  st.shared.b32 [%r3+1048576], %r0;"),
     "no barrier": Fault("racecheck", _SWAP.replace("  bar.sync 0;\n", "")),
+    "read of what nobody wrote": Fault(
+        "initcheck", _ADDRESS + "  ld.global.b32 %r1, [%d10];\n  st.global.b32 [%d10], %r1;"
+    ),
     "barrier in a branch": Fault(
         "synccheck",
         "  setp.lt.u32 %p1, %r0, 16;\n  @%p1 bra over;\n  bar.sync 0;\nover:",
@@ -53,7 +57,7 @@ FAULTS = {
 
 
 def launch(device: driver.Driver, body: str) -> None:
-    device.run(module(body, 1, 256), [np.zeros(64, np.uint32)], 64)
+    device.run(module(body, 1, 256), [np.zeros(64, np.uint32)], 64, fresh=True)
 
 
 def emulated_finds(body: str) -> bool:

@@ -186,6 +186,33 @@ def copies() -> Iterator[Case]:
         yield program(f"cp.async.{kind} {size}", "async", body + THERE, shared=256)
 
 
+def phase_barriers() -> Iterator[Case]:
+    """Words change places with an mbarrier between, twice; each thread arrives `count` times at once."""
+    state = "again{n}:\n  mbarrier.test_wait.shared.b64 %p2, [%r3], %d20;\n  @!%p2 bra again{n};\n"
+    parity = (
+        "again{n}:\n  mbarrier.{kind}.parity.shared.b64 %p2, [%r3], {n};\n  @!%p2 bra again{n};\n"
+    )
+    for name, wait, count, target in (
+        ("test_wait", state, 1, "sm_80"),
+        ("test_wait.parity", parity, 1, "sm_90"),
+        ("try_wait.parity", parity, 1, "sm_90"),
+        ("test_wait of several arrivals", state, 3, "sm_90"),
+    ):
+        arrive = "mbarrier.arrive.shared.b64 %d20, [%r3]" + (f", {count}" if count > 1 else "")
+        body = HERE + (
+            "  mov.u32 %r3, memory;\n  setp.eq.u32 %p1, %r0, 0;\n"
+            f"  @%p1 mbarrier.init.shared.b64 [%r3], {THREADS * count};\n  bar.sync 0;\n"
+            "  shl.b32 %r4, %r0, 2;\n  add.u32 %r5, %r3, %r4;\n"
+            "  xor.b32 %r6, %r4, 252;\n  add.u32 %r7, %r3, %r6;\n"
+        )
+        for n in range(2):
+            body += f"  st.shared.b32 [%r5+{64 + 256 * n}], %r1;\n  {arrive};\n"
+            body += wait.format(n=n, kind=name.partition(".")[0])
+            body += f"  ld.shared.b32 %r2, [%r7+{64 + 256 * n}];\n  add.u32 %r1, %r2, %r0;\n"
+        body += "  bar.sync 0;\n  @%p1 mbarrier.inval.shared.b64 [%r3];\n"
+        yield program(f"mbarrier.{name}", "async", body + THERE, shared=1024, target=target)
+
+
 def cases() -> Iterator[Case]:
-    for family in (memory, atomics, vector_reductions, warps, copies):
+    for family in (memory, atomics, vector_reductions, warps, copies, phase_barriers):
         yield from family()

@@ -25,7 +25,7 @@ struct Function {
 };
 
 struct Device {
-  std::map<uint64_t, size_t> memory;
+  std::map<uint64_t, std::vector<uint8_t>> memory;  // a byte for each: 0 until it is written
   std::map<std::pair<Module*, std::string>, Function> functions;
   std::string text = "no error";
   uint64_t seed = 1;
@@ -99,7 +99,7 @@ int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
   void* memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (memory == nullptr) return refuse(kOutOfMemory, "out of memory");
   *address = reinterpret_cast<uint64_t>(memory);
-  g_device.memory[*address] = bytes;
+  g_device.memory[*address].assign(bytes, 0);
   return kSuccess;
 }
 
@@ -110,6 +110,13 @@ int cuMemFree_v2(uint64_t address) {
 }
 
 int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) {
+  auto place = g_device.memory.upper_bound(to);
+  if (place == g_device.memory.begin()) return refuse(kInvalidValue, "not allocated");
+  --place;
+  if (to + bytes > place->first + place->second.size()) {
+    return refuse(kInvalidValue, "not allocated");
+  }
+  std::memset(&place->second[to - place->first], 1, bytes);
   std::memcpy(reinterpret_cast<void*>(to), from, bytes);
   return kSuccess;
 }
@@ -123,8 +130,8 @@ int cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsigne
                    unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared, void*,
                    void** arguments, void**) {
   std::vector<EmulatorRegion> regions;
-  for (const auto& [address, bytes] : g_device.memory) {
-    regions.push_back({address, bytes, 1, 1, nullptr, "an allocation"});
+  for (auto& [address, written] : g_device.memory) {
+    regions.push_back({address, written.size(), 1, 1, written.data(), "an allocation"});
   }
   EmulatorLaunch launch = {};
   launch.kernel = function->name.c_str();
