@@ -117,7 +117,8 @@ FAULTS = {
     ),
     "no fence after init": ("line load", "  @%p1 fence.mbarrier_init.release.cluster;\n", "", "no fence.mbarrier_init"),
     "a tile out of place": (
-        "tile load swizzle 128 f32", "%r10, memory;", "%r10, memory+128;", "aligned to 1024"
+        "tile load swizzle 128 f32", "%r10, memory;\n  add.u32 %r11, %r10, 4096",
+        "%r10, memory+128;\n  add.u32 %r11, %r10, 3968", "aligned to 1024"
     ),
     "a line too long": ("line load", "[%d0], 1024", "[%d0], 1040", "out of bounds"),
 }  # fmt: skip

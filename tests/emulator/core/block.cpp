@@ -1,10 +1,15 @@
 // The order of warps and lanes: random warps, each lane group with the lowest pc first, so that
-// lanes that parted meet again; and barriers.
+// lanes that parted meet again.
 #include "block.h"
 
 #include <algorithm>
 
 namespace emulator {
+namespace {
+
+constexpr uint32_t kLongTurn = 2000;  // instructions
+
+}  // namespace
 
 Block::Block(Launch& launch)
     : launch(launch),
@@ -53,6 +58,7 @@ void Block::start(uint64_t index) {
   for (Warp& warp : warps) {
     warp.live = warp.started;
     warp.groups.assign(1, {0, warp.live});
+    warp.passed = warp.turn = 0;
     warp.seen.assign(clocks, 0);
     warp.seen[warp.id] = 1;
     warp.suspended = false;
@@ -193,9 +199,13 @@ bool Block::complete(const Warp& warp, const Group& group) const {
   return (wanted & ~group.mask) == 0;
 }
 
-int Block::runnable_group(const Warp& warp) const {
-  for (size_t i = 0; i < warp.groups.size(); ++i) {
-    if (complete(warp, warp.groups[i])) return static_cast<int>(i);
+int Block::runnable_group(Warp& warp) const {
+  for (int again = 0; again < 2; ++again) {
+    for (size_t i = 0; i < warp.groups.size(); ++i) {
+      const Group& group = warp.groups[i];
+      if ((group.mask & ~warp.passed) != 0 && complete(warp, group)) return static_cast<int>(i);
+    }
+    warp.passed = 0;
   }
   // Parts of a warp at a barrier: let them go on, the barrier reports it.
   for (size_t i = 0; i < warp.groups.size(); ++i) {
@@ -210,8 +220,15 @@ void Block::run_warp(Warp& warp, uint32_t quantum) {
     const int chosen = warp.groups.size() == 1 ? 0 : runnable_group(warp);
     const bool last = chosen + 1 == static_cast<int>(warp.groups.size());
     const uint32_t stop = last ? ~0u : warp.groups[chosen + 1].pc;
+    const uint32_t lanes = warp.groups[chosen].mask;
     const uint32_t used = run_group(warp, warp.groups[chosen], stop, quantum);
     steps += used;
+    // Lanes that spin must not keep from its turn what they wait for.
+    warp.turn += used;
+    if (yielded || warp.turn > kLongTurn) {
+      warp.passed |= lanes;
+      warp.turn = 0;
+    }
     quantum = yielded ? 0 : quantum - std::min(used, quantum);
     if (warp.groups.size() > 1) regroup(warp);
   }
@@ -316,53 +333,6 @@ void Block::regroup(Warp& warp) {
       ++i;
     }
   }
-}
-
-void Block::arrive_at_barrier(Warp& warp, const Instruction& instruction, uint32_t mask) {
-  if (mask != warp.started) {
-    report(instruction, format("divergence: lanes %08x of %08x of warp %u reach a barrier", mask,
-                               warp.started, warp.id));
-  }
-  const int lane = __builtin_ctz(mask);
-  const auto id = static_cast<uint32_t>(lane_value(warp, instruction.a, lane));
-  if (id > 15) report(instruction, format("barrier %u is not one of 0 to 15", id));
-  Barrier& barrier = barriers_[id];
-  barrier.seen.resize(warp.seen.size());
-  if (instruction.b.present()) {
-    barrier.expected = static_cast<uint32_t>(lane_value(warp, instruction.b, lane));
-    barrier.arrived += kLanes;
-    if (barrier.expected % kLanes != 0) report(instruction, "barrier count is no multiple of 32");
-  } else {
-    barrier.arrived += static_cast<uint32_t>(__builtin_popcount(mask));
-  }
-  ++warp.seen[warp.id];  // what follows is not covered by this arrival
-  for (size_t i = 0; i < warp.seen.size(); ++i) {
-    barrier.seen[i] = std::max(barrier.seen[i], warp.seen[i]);
-  }
-  const bool waits = instruction.mode == 0;
-  if (waits) {
-    barrier.waiting.push_back(warp.id);
-    warp.suspended = true;
-    warp.barrier = id;
-  }
-  release(id);
-}
-
-void Block::release(uint32_t id) {
-  Barrier& barrier = barriers_[id];
-  uint32_t expected = barrier.expected;
-  if (expected == 0) {
-    for (const Warp& warp : warps) expected += static_cast<uint32_t>(__builtin_popcount(warp.live));
-  }
-  if (barrier.arrived < expected) return;
-  for (const uint32_t waiting : barrier.waiting) {
-    Warp& warp = warps[waiting];
-    warp.suspended = false;
-    for (size_t i = 0; i < warp.seen.size(); ++i) {
-      warp.seen[i] = std::max(warp.seen[i], barrier.seen[i]);
-    }
-  }
-  barrier = Barrier();
 }
 
 void Block::merge_counters() {

@@ -39,6 +39,8 @@ struct Warp {
   uint8_t* bank[2];
   uint32_t id = 0, live = 0, started = 0;
   std::vector<Group> groups;  // by pc
+  uint32_t passed = 0;        // lanes that wait for others: these have their turn first
+  uint32_t turn = 0;          // instructions since the last such lanes
   Clock seen;                 // what it has seen of every warp's clock, its own among them
   bool suspended = false;     // at barrier `barrier`
   uint32_t barrier = 0;
@@ -56,7 +58,7 @@ struct Warp {
 };
 
 struct Barrier {
-  uint32_t arrived = 0, expected = 0;
+  uint32_t arrived = 0, expected = 0, count = 0;
   Clock seen;
   std::vector<uint32_t> waiting;
 };
@@ -147,7 +149,7 @@ class Block {
   void branch(Warp& warp, Group& group, uint32_t taken, const Instruction& instruction);
   void leave(Warp& warp, Group& group, uint32_t mask, const Instruction& instruction);
   void regroup(Warp& warp);
-  int runnable_group(const Warp& warp) const;
+  int runnable_group(Warp& warp) const;
   bool complete(const Warp& warp, const Group& group) const;
   void release(uint32_t id);
   std::vector<uint32_t> ready();

@@ -156,6 +156,7 @@ void copy(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
       const PhaseBarrier* told =
           block.phase_barrier(warp, i, static_cast<uint32_t>(lane), made.barrier);
       if (told == nullptr) continue;
+      block.shared_memory.use_barrier(made.barrier, block.actor(warp, static_cast<uint32_t>(lane)));
       check_init_fence(block, warp, i, *told);
     }
     begin(block, warp, i, lane, std::move(made));

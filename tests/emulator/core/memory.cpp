@@ -200,6 +200,7 @@ bool decode_access(Decoder& decoder, bool loads) {
 bool decode_memory(Decoder& decoder) {
   Instruction& out = decoder.out;
   const std::string_view name = decoder.name;
+  if (name == "st" && decoder.has("const")) decoder.unsupported("a store to constants");
   if (name == "ld" || name == "ldu" || name == "st") return decode_access(decoder, name != "st");
   if (name == "cvta") {
     out.space = decoder.space();

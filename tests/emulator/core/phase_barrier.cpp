@@ -38,15 +38,23 @@ PhaseBarrier* Block::phase_barrier(Warp& warp, const Instruction& i, uint32_t la
 
 namespace {
 
+constexpr int kRelaxed = 1;  // option: orders nothing
 enum Mode { kInit, kInvalidate, kExpect, kArrive, kArriveExpect, kWait, kWaitParity };
 
 uint32_t shared_offset(uint64_t address) { return static_cast<uint32_t>(address & 0xffffffff); }
 
 void initialise(Block& block, Warp& warp, const Instruction& i, int lane, uint32_t offset) {
-  if (offset % 8 != 0) block.report(i, "misaligned mbarrier");
+  if (offset % 8 != 0) return block.report(i, "misaligned mbarrier");
   const uint64_t zero = 0;
-  block.shared(warp, i, static_cast<uint32_t>(lane), offset, 8, Access::kWrite,
-               reinterpret_cast<const uint8_t*>(&zero));
+  if (block.phase_barriers.contains(offset)) {
+    block.report(i, "an mbarrier is initialised again, with no mbarrier.inval before");
+    block.shared_memory.hold_barrier(offset, false);
+  }
+  if (block.shared(warp, i, static_cast<uint32_t>(lane), offset, 8, Access::kWrite,
+                   reinterpret_cast<const uint8_t*>(&zero)) == nullptr) {
+    return;
+  }
+  block.shared_memory.hold_barrier(offset, true);
   PhaseBarrier made;
   made.count = made.pending = static_cast<uint32_t>(lane_value(warp, i.b, lane));
   made.seen.assign(warp.seen.size(), 0);
@@ -65,7 +73,7 @@ void arrive(Block& block, Warp& warp, const Instruction& i, int lane, PhaseBarri
   }
   set_lane(warp, i.d, lane, barrier.phase);
   ++warp.seen[warp.id];  // what follows is not covered by this arrival
-  barrier.arrive(warp.seen);
+  if (i.option != kRelaxed) barrier.arrive(warp.seen);
   if (barrier.pending < count) {
     return block.report(
         i, format("an mbarrier gets more arrivals than its count of %u", barrier.count));
@@ -84,6 +92,7 @@ void test(Block& block, Warp& warp, const Instruction& i, int lane, PhaseBarrier
     block.yielded = true;
     return;
   }
+  if (i.option == kRelaxed) return;
   for (size_t k = 0; k < barrier.done.size(); ++k) {
     warp.seen[k] = std::max(warp.seen[k], barrier.done[k]);
   }
@@ -102,9 +111,16 @@ void run(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
     PhaseBarrier* barrier = block.phase_barrier(warp, i, static_cast<uint32_t>(lane), offset);
     if (barrier == nullptr) {
       if (i.d.present()) set_lane(warp, i.d, lane, 1);
-    } else if (i.mode == kInvalidate) {
+      continue;
+    }
+    if (i.mode == kInvalidate) {
       block.phase_barriers.erase(offset);
-    } else if (i.mode == kExpect) {
+      block.shared_memory.hold_barrier(offset, false);
+      block.shared(warp, i, static_cast<uint32_t>(lane), offset, 8, Access::kWrite);
+      continue;
+    }
+    block.shared_memory.use_barrier(offset, block.actor(warp, static_cast<uint32_t>(lane)));
+    if (i.mode == kExpect) {
       barrier->bytes += static_cast<int64_t>(lane_value(warp, i.b, lane));
     } else if (i.mode == kArrive || i.mode == kArriveExpect) {
       arrive(block, warp, i, lane, *barrier);
@@ -139,6 +155,7 @@ bool decode_phase_barrier(Decoder& decoder) {
   out.a = decoder.address(at++);
   const int bytes = out.mode == kWait ? 8 : 4;
   if (decoder.operands.size() > at) out.b = decoder.row(at, bytes);
+  if (decoder.has("relaxed")) out.option = kRelaxed;
   if (waits) out.flow = Flow::kWait;
   out.run = &run;
   return true;

@@ -69,6 +69,7 @@ std::string SharedMemory::read(uint64_t offset, uint32_t bytes, const Actor& act
   if (!checked_) return {};
   for (uint64_t at = offset / granule_; at <= (offset + bytes - 1) / granule_; ++at) {
     Record& record = records_[at];
+    if (record.barrier) return format("thread %u reads an mbarrier", actor.thread);
     if (record.pending) {
       record.pending = false;
       return format("thread %u reads shared memory that an asynchronous copy has not filled yet",
@@ -79,7 +80,10 @@ std::string SharedMemory::read(uint64_t offset, uint32_t bytes, const Actor& act
       return format("thread %u reads shared memory that was never written (byte %llu)",
                     actor.thread, static_cast<unsigned long long>(at * granule_ - kSharedStart));
     }
-    if (record.writer != kNobody && !ordered(record.writer, record.writer_clock, actor)) {
+    const bool after_atomics = !record.atomic || reads_ordered(record, actor);
+    record.atomic = false;
+    if (!after_atomics ||
+        (record.writer != kNobody && !ordered(record.writer, record.writer_clock, actor))) {
       return format(
           "race: thread %u reads shared memory that thread %u writes, with no barrier "
           "between",
@@ -103,20 +107,29 @@ std::string SharedMemory::write(uint64_t offset, uint32_t bytes, const Actor& ac
     const uint64_t start = at * granule_;
     const bool same = fresh != nullptr && start >= offset && start + granule_ <= offset + bytes &&
                       std::memcmp(fresh + (start - offset), data(start), granule_) == 0;
-    if (record.writer != kNobody && !ordered(record.writer, record.writer_clock, actor) &&
-        !(atomic && record.atomic) && !same && record.instruction != actor.instruction) {
+    const bool again = atomic && record.atomic;
+    const uint16_t before = again ? record.base : record.writer;
+    const uint32_t clock = again ? record.base_clock : record.writer_clock;
+    if (before != kNobody && !ordered(before, clock, actor) && !same &&
+        (again || record.instruction != actor.instruction)) {
       wrong =
           format("race: threads %u and %u write the same shared memory, with no barrier between",
-                 record.writer, actor.thread);
+                 before, actor.thread);
     }
-    if (!reads_ordered(record, actor) && !(atomic && record.atomic)) {
+    if (!again && !reads_ordered(record, actor)) {
       wrong = format(
           "race: thread %u writes shared memory that thread %u reads, with no barrier "
           "between",
           actor.thread, record.reader);
     }
-    forget_readers(record);
-    record = Record();
+    if (record.barrier) wrong = format("thread %u writes over an mbarrier", actor.thread);
+    if (!again) {
+      forget_readers(record);
+      record = Record();
+      record.base = before;
+      record.base_clock = clock;
+    }
+    if (atomic) add_reader(record, actor);
     record.writer = static_cast<uint16_t>(actor.thread);
     record.writer_clock = (*actor.seen)[actor.warp];
     record.written = true;
@@ -150,6 +163,17 @@ void SharedMemory::end_copy(uint64_t offset, uint32_t bytes, const uint8_t* from
     record.writer = static_cast<uint16_t>(actor.thread);
     record.writer_clock = (*actor.seen)[actor.warp];
   }
+}
+
+void SharedMemory::hold_barrier(uint64_t offset, bool holds) {
+  if (!checked_) return;
+  for (uint64_t at = offset / granule_; at <= (offset + 7) / granule_; ++at) {
+    records_[at].barrier = holds;
+  }
+}
+
+void SharedMemory::use_barrier(uint64_t offset, const Actor& actor) {
+  if (checked_) add_reader(records_[offset / granule_], actor);
 }
 
 std::string SharedMemory::use_by_async_proxy(

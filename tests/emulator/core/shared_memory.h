@@ -42,6 +42,9 @@ class SharedMemory {
                     bool atomic = false);
   // Bytes that an asynchronous copy will fill: nobody may touch them until `arrive`.
   std::string begin_copy(uint64_t offset, uint32_t bytes, const Actor& actor);
+  // An mbarrier begins or ends at the offset, or is used: ordinary accesses to it are errors.
+  void hold_barrier(uint64_t offset, bool holds);
+  void use_barrier(uint64_t offset, const Actor& actor);
   void end_copy(uint64_t offset, uint32_t bytes, const uint8_t* data, const Actor& actor);
 
   // Ordinary stores and the async proxy's accesses are in order only behind a proxy fence, of the
@@ -54,10 +57,12 @@ class SharedMemory {
  private:
   struct Record {
     uint32_t writer_clock = 0, reader_clock = 0, instruction = 0;
+    uint32_t base_clock = 0;
     uint16_t writer = kNobody, reader = kNobody;
-    uint16_t readers = 0;  // 1 + index of the clocks of readers in several warps
-    bool several = false;  // lanes of one warp read it
-    bool written = false, pending = false, atomic = false, generic = false;
+    uint16_t base = kNobody;  // wrote before the atomic operations, whose threads are `readers`
+    uint16_t readers = 0;     // 1 + index of the clocks of readers in several warps
+    bool several = false;     // lanes of one warp read it
+    bool written = false, pending = false, atomic = false, generic = false, barrier = false;
   };
   static constexpr uint16_t kNobody = 0xffff;
 
