@@ -267,6 +267,7 @@ def test_stale_packed_weights_are_flagged(monkeypatch):
 def test_one_stale_weight_in_torchs_own_encoder_is_flagged(monkeypatch):
     from bigkernels.nn import transformer
 
+    layer_by_layer(monkeypatch)
     model, inputs = families.tiny("torch.nn"), families.batch("torch.nn")
     bigkernels.accelerate(model)
     weight = model.layers[0].linear1.weight

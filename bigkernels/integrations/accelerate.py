@@ -9,7 +9,7 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from bigkernels.integrations import backbone, families, heads, whole
+from bigkernels.integrations import backbone, families, heads, stacks, whole
 from bigkernels.integrations.twins import fused_class, role_of, stock_class
 
 
@@ -61,6 +61,8 @@ class Handle:
     ) -> None:
         self._model = model
         self._precision = precision
+        self._before = [(m, whole.encoder_of(m).asked) for m in _backbones(model)]
+        self._ask()
         self._swaps = swaps
         self._skipped = skipped
 
@@ -82,18 +84,25 @@ class Handle:
             swapped, dict(self._skipped), padded, encoders, held, advice=_advice(self._model)
         )
 
+    def _ask(self) -> None:
+        for module in _backbones(self._model):
+            whole.encoder_of(module).asked = self._precision
+
     def refresh(self) -> None:
         """Replaces what has been added to the model since; weights are packed anew at the next call."""
         swaps, self._skipped = _swap(self._model)
         self._swaps += swaps
+        self._ask()
         for module in _backbones(self._model):
-            whole.encoder_of(module).asked = self._precision
-            backbone.forget(module)
+            stacks.forget(module)
 
     def restore(self) -> None:
         """Puts the stock classes back; the modules and parameters are the same objects throughout."""
         _restore(self._swaps)
-        self._swaps = []
+        for module, asked in self._before:
+            if role_of(module) is not None:
+                whole.encoder_of(module).asked = asked
+        self._swaps, self._before = [], []
 
     def __enter__(self) -> Handle:
         return self
@@ -108,13 +117,13 @@ class Handle:
 
 
 def _backbones(model: nn.Module) -> list[nn.Module]:
-    return [m for m in model.modules() if role_of(m) is backbone.BACKBONE]
+    return [m for m in model.modules() if (role := role_of(m)) is not None and role.stack]
 
 
 def _restore(modules: Iterable[nn.Module]) -> None:
     for module in modules:
         if role_of(module) is not None:
-            backbone.forget(module)
+            stacks.forget(module)
             whole.forget(module)
             module.__class__ = stock_class(module)
 
@@ -136,7 +145,8 @@ def _readers(model: nn.Module) -> dict[str, str]:
         role = role_of(head)
         why = heads.why_reads_padding(head) if role is not None and role.head else None
         for name, module in head.named_modules(prefix=head_name) if why else ():
-            if role_of(module) is backbone.BACKBONE and why:
+            inner = role_of(module)
+            if inner is not None and inner.stack and why:
                 found[name] = why
     return found
 
@@ -155,7 +165,7 @@ def _swap(model: nn.Module) -> tuple[list[nn.Module], dict[str, str]]:
         reason = "it has a forward of its own" if own else role.refuse(module)
         if role.head and reason is not None:  # its forward cannot tell the backbone what is read
             unguarded |= dict.fromkeys(module.modules(), f"it is in a {cls.__name__}: {reason}")
-        if role is backbone.BACKBONE:
+        if role.stack:
             reason = reason or unguarded.get(module)
         if reason is None:
             chosen.append((module, fused_class(cls, role)))
@@ -169,12 +179,13 @@ def _swap(model: nn.Module) -> tuple[list[nn.Module], dict[str, str]]:
 def accelerate(model: nn.Module, dtype: torch.dtype | str | None = None) -> Handle:
     """Replaces a model's blocks by fused ones, in place: same parameters, same state_dict, same results.
 
-    Works on BERT, RoBERTa, XLM-RoBERTa, ELECTRA and DistilBERT of transformers and on torch.nn's Transformer encoders,
-    MultiheadAttention and LayerNorm, wherever they sit inside ``model`` (SentenceTransformer, CrossEncoder, a task
-    head, your own module). Padded batches run without their padding; padded positions of the last hidden state are
-    zeros: mask them before you pool over positions. In transformers' heads that read padded positions (question
-    answering; labels other than -100 there) padded batches run padded. In a model without known blocks at most
-    LayerNorms change, and the report says so.
+    Works on BERT, RoBERTa, XLM-RoBERTa, ELECTRA, DistilBERT, ViT and GPT-2 of transformers and on torch.nn's
+    Transformer encoders, MultiheadAttention and LayerNorm, wherever they sit inside ``model`` (SentenceTransformer,
+    CrossEncoder, a task head, your own module). ViT and GPT-2 (without a cache: use_cache=False) change only where all
+    layers can be one native call: on the CPU, in evaluation mode, without gradients. Padded batches run without their
+    padding; padded positions of the last hidden state are zeros: mask them before you pool over positions. In
+    transformers' heads that read padded positions (question answering; labels other than -100 there) padded batches run
+    padded. In a model without known blocks at most LayerNorms change, and the report says so.
 
     Args:
         model: any module; only the blocks of known families in it change.
@@ -195,8 +206,6 @@ def accelerate(model: nn.Module, dtype: torch.dtype | str | None = None) -> Hand
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     precision = _precision(dtype)
     swaps, skipped = _swap(model)
-    for module in _backbones(model):
-        whole.encoder_of(module).asked = precision
     return Handle(model, swaps, skipped, precision)
 
 

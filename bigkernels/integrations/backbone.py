@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from bigkernels.integrations import bert, eligible, heads, packing, slower, whole
+from bigkernels.integrations import bert, calls, eligible, heads, packing, slower, stacks, whole
 from bigkernels.integrations.packing import Plan
-from bigkernels.integrations.snapshot import Snapshot
-from bigkernels.integrations.twins import Role, role_of
-from bigkernels.nn import absorb, masks
+from bigkernels.integrations.twins import Role
+from bigkernels.nn import masks
 from bigkernels.ops import checks
 
 _TENSORS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
@@ -25,39 +21,19 @@ _FLAGS = ("output_hidden_states", "output_attentions", "return_dict", "use_cache
 _padded: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
-class Call(NamedTuple):
-    """One call of a backbone: its padding mask (B, L) as bool, if it has such, its plan, if it ran packed, and the
-    precision of its products, if all layers were one native call."""
-
-    backbone: nn.Module
-    keep: Tensor | None
-    plan: Plan | None
-    precision: str | None
-
-
-_calls: contextvars.ContextVar[list[Call] | None] = contextvars.ContextVar("calls", default=None)
-
-
-@contextlib.contextmanager
-def recorded_calls() -> Iterator[list[Call]]:
-    """Collects the calls of backbones within it, in order."""
-    calls: list[Call] = []
-    token = _calls.set(calls)
-    try:
-        yield calls
-    finally:
-        _calls.reset(token)
-
-
-def _record(
-    backbone: nn.Module, given: dict[str, Any], plan: Plan | None, precision: str | None = None
-) -> None:
-    calls = _calls.get()
-    if calls is None:
+def note(backbone: nn.Module, given: dict[str, Any], reason: str | None) -> None:
+    """Remembers why a call runs padded, or that it does not."""
+    if reason is None:
+        _padded.pop(backbone, None)
         return
+    _padded[backbone] = reason
+    calls.record(calls.Call(backbone, keep(given), None))
+
+
+def keep(given: dict[str, Any]) -> Tensor | None:
+    """The tokens of a call by its padding mask, (B, L) bool, if it has such."""
     mask = given.get("attention_mask")
-    keep = mask != 0 if isinstance(mask, Tensor) and mask.dim() == 2 else None
-    calls.append(Call(backbone, keep, plan, precision))
+    return mask != 0 if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
 def why_padded(backbone: nn.Module) -> str | None:
@@ -77,84 +53,17 @@ def _why_padded(backbone: Any, given: dict[str, Any]) -> str | None:
     for name, value in given.items():
         if value is not None and name not in _TENSORS and name not in _FLAGS:
             return f"{name} was passed"
-    for name in ("output_hidden_states", "output_attentions"):
-        asked = given.get(name)
-        if asked or (asked is None and getattr(config, name, False)):
-            return f"{name} was asked for"
+    if reason := eligible.why_recorded(config, given):
+        return reason
     if bert.recording():
         return "an outer model records outputs"
-    return _why_not_these_tensors(backbone, given) or _why_not_these_modules(backbone)
+    return _why_not_these_tensors(backbone, given) or stacks.why_not(
+        backbone, lambda: _layers_of(backbone), lambda: _examine(backbone)
+    )
 
 
-def _fused(module: nn.Module) -> bool:
-    return _why_unfused(module) is None
-
-
-def _why_unfused(module: nn.Module) -> str | None:
-    role = role_of(module)
-    if role is None:
-        return "is not fused"
-    if eligible.hooked(module):
-        return "has hooks"
-    return "has a forward of its own" if "forward" in module.__dict__ else role.refuse(module)
-
-
-class Seen(NamedTuple):
-    """Modules of a backbone that were examined and found to be fused throughout."""
-
-    snapshot: Snapshot
-    attentions: tuple[nn.Module, ...]  # one for each configuration: its content may change
-    recipe: whole.Recipe
-
-    def holds(self) -> bool:
-        """Whether all of that is so still."""
-        return (
-            not absorb.global_hooks()
-            and self.snapshot.holds()
-            and all(eligible.refuse_attention(a) is None for a in self.attentions)
-        )
-
-
-_seen: weakref.WeakKeyDictionary[nn.Module, Seen] = weakref.WeakKeyDictionary()
-
-
-def _see(backbone: Any) -> Seen:
-    layers = list(_stack(backbone).layer)
-    attentions = [m for layer in layers for m in layer.modules() if hasattr(m, "is_causal")]
-    configs = {id(m.config): m for m in attentions}
-    recipe = whole.recipe([_parts(layer) for layer in layers])
-    return Seen(Snapshot(backbone), tuple(configs.values()), recipe)
-
-
-def _parts(layer: nn.Module) -> whole.Layer | None:
-    role = role_of(layer)
-    return None if role is None or role.parts is None else role.parts(layer)
-
-
-def one_layer(layer: nn.Module, hidden: Tensor, plan: Plan, precision: str) -> Tensor:
-    """One layer on packed hidden states (T, E) as the native call of all layers computes it."""
-    out = whole.Encoder(precision).run(whole.recipe([_parts(layer)]), hidden, plan)
-    assert out is not None
-    return out
-
-
-def forget(backbone: nn.Module) -> None:
-    """Drops what is known of a backbone and packed of its weights."""
-    _seen.pop(backbone, None)
-    whole.drop(backbone)
-
-
-def _why_not_these_modules(backbone: Any) -> str | None:
-    """Modules that need to see the padded batch: strangers, and those with hooks."""
-    seen = _seen.get(backbone)
-    if seen is not None and seen.holds():
-        return None
-    reason = _examine(backbone)
-    if reason is None:
-        _seen[backbone] = _see(backbone)
-    else:
-        _seen.pop(backbone, None)
-    return reason
+def _layers_of(backbone: Any) -> list[nn.Module]:
+    return list(_stack(backbone).layer)
 
 
 def _examine(backbone: Any) -> str | None:
@@ -166,13 +75,13 @@ def _examine(backbone: Any) -> str | None:
         ):
             return reason
     outside = {"embeddings_project": parts.get("embeddings_project")}
-    if not _fused(parts["embeddings"]):
+    if stacks.why_unfused(parts["embeddings"]) is not None:
         outside.update(parts["embeddings"].named_modules())
     for name, module in outside.items():
         if module is not None and eligible.hooked(module):
             return f"{name} has hooks"
     for index, layer in enumerate(parts[stack].layer):
-        if reason := _why_unfused(layer):
+        if reason := stacks.why_unfused(layer):
             return f"layer {index}: {reason}"
     return None
 
@@ -188,7 +97,11 @@ def _why_not_these_tensors(backbone: Any, given: dict[str, Any]) -> str | None:
         reason := bert.why_not_buffers(backbone.embeddings, tokens.shape[1])
     ):
         return reason
-    mask = given.get("attention_mask")
+    return why_not_mask(given.get("attention_mask"), tokens)
+
+
+def why_not_mask(mask: Any, tokens: Tensor) -> str | None:
+    """Why tokens (B, L, ...) with this mask cannot be packed, or None."""
     if mask is None:
         return None
     if not masks.concrete(mask) or mask.dim() != 2 or mask.shape != tokens.shape[:2]:
@@ -213,7 +126,8 @@ def _why_stock(backbone: Any, given: dict[str, Any]) -> str | None:
     return slower.keeps_stock(backbone.dtype, config.hidden_size, *tokens.shape[:2])
 
 
-def _plan(given: dict[str, Any]) -> Plan:
+def plan_of(given: dict[str, Any]) -> Plan:
+    """The plan of a batch that may be packed."""
     mask = given.get("attention_mask")
     if mask is not None and not (mask.is_cpu and bool(mask.all())):
         return packing.plan(mask)  # nonzero = token, as in transformers
@@ -255,10 +169,10 @@ def _pooled(backbone: Any, hidden: Tensor, plan: Plan) -> Tensor | None:
 def _layers(backbone: Any, hidden: Tensor, plan: Plan) -> tuple[Tensor, str | None]:
     """All layers on packed hidden states (1, T, E): one native call, whose precision is returned too, or one layer
     after the other."""
-    seen = _seen.get(backbone)
-    if seen is not None:
+    how = stacks.recipe(backbone)
+    if how is not None:
         call = whole.encoder_of(backbone)
-        out = call.run(seen.recipe, hidden[0], plan)
+        out = call.run(how, hidden[0], plan)
         if out is not None:
             return out[None], call.precision
     for layer in _stack(backbone).layer:
@@ -269,31 +183,29 @@ def _layers(backbone: Any, hidden: Tensor, plan: Plan) -> tuple[Tensor, str | No
 def forward(stock: Callable[..., Any], backbone: Any, *args: Any, **kwargs: Any) -> Any:
     """Forward of a swapped backbone; results are stock's, with zeros at padded positions."""
     # Where values cannot be read, T tokens would be a data-dependent size.
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() or checks.through_reference():
+    if checks.recorded() or checks.through_reference():
         return stock(backbone, *args, **kwargs)
     from transformers import modeling_outputs as outputs
 
-    given = _by_name(stock, args, kwargs)
+    given = by_name(stock, args, kwargs)
     reason = _why_padded(backbone, given)
     if reason is not None:
-        _padded[backbone] = reason
-        _record(backbone, given, None)
+        note(backbone, given, reason)
         return stock(backbone, *args, **kwargs)
     if (reason := _why_stock(backbone, given)) is not None:
-        _padded[backbone] = reason
-        _record(backbone, given, None)
+        note(backbone, given, reason)
         with slower.as_stock():
             return stock(backbone, *args, **kwargs)
-    _padded.pop(backbone, None)
-    plan = _plan(given)
+    note(backbone, given, None)
+    plan = plan_of(given)
     arguments = _packed_ids(backbone, given, plan)
-    if _fused(backbone.embeddings):
+    if stacks.why_unfused(backbone.embeddings) is None:
         arguments["bigkernels_plan"] = plan
     hidden = backbone.embeddings(**arguments)
     if hasattr(backbone, "embeddings_project"):
         hidden = backbone.embeddings_project(hidden)
     hidden, precision = _layers(backbone, hidden, plan)
-    _record(backbone, given, plan, precision)
+    calls.record(calls.Call(backbone, keep(given), plan, precision))
     last = packing.pad(hidden[0], plan)
     result: Any
     if hasattr(backbone, "pooler"):
@@ -304,6 +216,11 @@ def forward(stock: Callable[..., Any], backbone: Any, *args: Any, **kwargs: Any)
         result = outputs.BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last)
     else:
         result = outputs.BaseModelOutput(last_hidden_state=last)
+    return returned(backbone, given, result)
+
+
+def returned(backbone: Any, given: dict[str, Any], result: Any) -> Any:
+    """A model's output as the call wants it, by name or as a tuple."""
     wants_dict = given.get("return_dict")
     wants_dict = getattr(backbone.config, "return_dict", True) if wants_dict is None else wants_dict
     return result if wants_dict else result.to_tuple()
@@ -312,7 +229,7 @@ def forward(stock: Callable[..., Any], backbone: Any, *args: Any, **kwargs: Any)
 _names: dict[Callable[..., Any], tuple[str, ...]] = {}
 
 
-def _by_name(
+def by_name(
     stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """The call's arguments by name; stock is left to refuse more of them than it has."""
@@ -335,4 +252,4 @@ def _refuse(backbone: nn.Module) -> str | None:
     return None if kind in (None, "absolute") else f"position_embedding_type {kind} is not served"
 
 
-BACKBONE = Role(forward, _refuse, forget=forget)
+BACKBONE = Role(forward, _refuse, forget=stacks.forget, stack=True)

@@ -51,7 +51,11 @@ def refuse_child(name: str, child: nn.Module, classes: frozenset[type[nn.Module]
     """Why a child's work cannot be done outside it, or None; classes: what may stand in its place."""
     cls = type(child)
     if cls not in classes:
-        expected = " or ".join(sorted({f"torch.nn.{c.__name__}" for c in classes}))
+        homes = {
+            c: c.__module__ if c.__module__.startswith("transformers") else "torch.nn"
+            for c in classes
+        }
+        expected = " or ".join(sorted({f"{home}.{c.__name__}" for c, home in homes.items()}))
         return f"{name} is {cls.__module__}.{cls.__qualname__}, not a plain {expected}"
     if hooked(child):
         return f"{name} has hooks"
@@ -109,11 +113,21 @@ def _methods(cls: type) -> tuple[str, ...]:
 _ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
 
 
-def refuse_attention(attention: Any) -> str | None:
+def why_recorded(config: Any, given: Mapping[str, Any]) -> str | None:
+    """Why a call must go through stock's layers: their outputs are wanted; or None. given: its arguments by name."""
+    for name in ("output_hidden_states", "output_attentions"):
+        asked = given.get(name)
+        if asked or (asked is None and getattr(config, name, False)):
+            return f"{name} was asked for"
+    return None
+
+
+def refuse_attention(attention: Any, causal: bool = False) -> str | None:
     """Why the attention that a model is set to is not the formula of the kernels, or None.
 
     Args:
         attention: the module that holds the configuration and calls the implementation.
+        causal: whether tokens shall see those before them alone.
     """
     name = getattr(attention.config, "_attn_implementation", None) or "eager"
     if name not in _ATTENTIONS:
@@ -126,11 +140,18 @@ def refuse_attention(attention: Any) -> str | None:
         found = getattr(sys.modules.get(home), registry, {}).get(name)
         if found is not None and not found.__module__.startswith("transformers."):
             return f"attention implementation {name} was registered anew"
-    return "its attention is causal" if attention.is_causal else None
+    if bool(attention.is_causal) != causal:
+        return "its attention is not causal" if causal else "its attention is causal"
+    return None
 
 
 def refuse_block(
-    block: nn.Module, children: Children, shells: tuple[str, ...], attention: str, activation: str
+    block: nn.Module,
+    children: Children,
+    shells: tuple[str, ...],
+    attention: str,
+    activation: str,
+    causal: bool = False,
 ) -> str | None:
     """Why a layer cannot be computed from its parts, or None.
 
@@ -139,6 +160,7 @@ def refuse_block(
         shells: dotted paths of the containers between them and the block.
         attention: dotted path of the module that calls the attention implementation.
         activation: dotted path of the activation, a module or a function.
+        causal: whether tokens shall see those before them alone.
     """
     if absorb.global_hooks():
         return "hooks are registered for every module"
@@ -147,7 +169,9 @@ def refuse_block(
     for path in shells:
         if reason := refuse_shell(path, descend(block, path), block):
             return reason
-    if reason := refuse_children(block, children) or refuse_attention(descend(block, attention)):
+    if reason := refuse_children(block, children):
+        return reason
+    if reason := refuse_attention(descend(block, attention), causal):
         return reason
     path, _, name = activation.rpartition(".")
     found = getattr(descend(block, path), name, None)

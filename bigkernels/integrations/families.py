@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from bigkernels.integrations import backbone, bert, distilbert, heads, torch_nn
+from bigkernels.integrations import backbone, bert, distilbert, gpt2, heads, torch_nn, vit
 from bigkernels.integrations.twins import Role, qualified_name
 
 _MODELS = "transformers.models"
+_GPT2 = f"{_MODELS}.gpt2.modeling_gpt2.GPT2"
 
 
 # Those whose result or loss may depend on padded positions.
@@ -37,6 +38,18 @@ FAMILIES: dict[str, dict[str, Role]] = {
         f"{_MODELS}.distilbert.modeling_distilbert.Embeddings": distilbert.EMBEDDINGS,
         f"{_MODELS}.distilbert.modeling_distilbert.TransformerBlock": distilbert.BLOCK,
         **_heads("distilbert", "DistilBert"),
+    },
+    "ViT": {
+        f"{_MODELS}.vit.modeling_vit.ViTModel": vit.MODEL,
+        f"{_MODELS}.vit.modeling_vit.ViTLayer": vit.LAYER,
+    },
+    "GPT-2": {
+        f"{_GPT2}Model": gpt2.MODEL,
+        f"{_GPT2}Block": gpt2.LAYER,
+        f"{_GPT2}LMHeadModel": heads.HEAD,
+        f"{_GPT2}DoubleHeadsModel": heads.HEAD,
+        f"{_GPT2}ForTokenClassification": heads.HEAD,
+        f"{_GPT2}ForQuestionAnswering": heads.HEAD,
     },
     "torch.nn": torch_nn.ROLES,
 }

@@ -30,6 +30,8 @@ def why_reads_padding(head: nn.Module) -> str | None:
     names = [c.__name__ for c in cls.__mro__]
     if any(name.endswith("ForQuestionAnswering") for name in names):
         return f"{cls.__name__} takes a softmax over padded positions"
+    if "GPT2DoubleHeadsModel" in names:
+        return f"{cls.__name__} may summarise by a padded position"
     kind = getattr(getattr(head, "config", None), "summary_type", "first")
     if kind not in ("first", "cls_index") and "ElectraForMultipleChoice" in names:
         return f"{cls.__name__} summarises by {kind}, padded positions included"

@@ -8,9 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigkernels.ops.encoder import api
+from bigkernels.ops.encoder import api, contract
 
 FEW_TOKENS = 64
+
+_JOINED = len(contract.PARTS) - 4  # tensors of a layer whose query, key and value are one
+
+
+def parts(weights: Sequence[Tensor], form: str) -> list[Tensor]:
+    """Layers' weights of any form (``whole.Layer``) as ``contract.PARTS`` has them: the same tensors, or views."""
+    if form == "apart":
+        return list(weights)
+    found: list[Tensor] = []
+    for first in range(0, len(weights), _JOINED):
+        layer = list(weights[first : first + _JOINED])
+        if form == "transposed":
+            layer = [w.t() if w.dim() == 2 else w for w in layer]
+        joined, bias, *rest = layer
+        biases = bias.chunk(3) if bias.numel() else (bias, bias, bias)
+        for pair in zip(joined.chunk(3), biases, strict=True):
+            found += pair
+        found += rest
+    return found
 
 
 def _version(weight: Tensor) -> int:
@@ -46,11 +65,18 @@ class PackedCopy:
         """Frees the copy; the next use packs again."""
         self._kept = None
 
-    def of(self, weights: Sequence[Tensor], heads: int, precision: str, tokens: int) -> api.Packed:
+    def of(
+        self,
+        weights: Sequence[Tensor],
+        heads: int,
+        precision: str,
+        tokens: int,
+        form: str = "apart",
+    ) -> api.Packed:
         """The packed form of these weights as they are now.
 
         Args:
-            weights: as ``pack_encoder`` takes them.
+            weights: in ``form``.
             tokens: what the copy is needed for. For few of them reading a line of every page of the weights would cost
                 as much as the layers do: a fingerprint of some lines then has to do.
 
@@ -69,7 +95,7 @@ class PackedCopy:
             self._kept = kept = None  # freed before the new one is made
             del packed
         prints = api.fingerprint(weights, False), api.fingerprint(weights, True)
-        made = api.pack_encoder([w.detach() for w in weights], heads, precision)
+        made = api.pack_encoder(parts([w.detach() for w in weights], form), heads, precision)
         # Had another thread written in between, the fingerprint taken before would tell at the next use.
         self._kept = (identity, prints, made)
         return made

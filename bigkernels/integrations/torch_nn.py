@@ -7,6 +7,7 @@ from torch import nn
 from bigkernels import nn as ours
 from bigkernels.integrations import eligible
 from bigkernels.integrations.twins import Role
+from bigkernels.nn import native
 from bigkernels.nn.transformer import overridden
 
 
@@ -30,7 +31,9 @@ ROLES = {
     "torch.nn.modules.normalization.LayerNorm": Role(ours.LayerNorm, _refuse_norm),
     "torch.nn.modules.activation.MultiheadAttention": Role(ours.MultiheadAttention, _refuse),
     "torch.nn.modules.transformer.TransformerEncoderLayer": Role(
-        ours.TransformerEncoderLayer, _refuse_layer, layer=True
+        ours.TransformerEncoderLayer, _refuse_layer, layer=True, parts=native.parts
     ),
-    "torch.nn.modules.transformer.TransformerEncoder": Role(ours.TransformerEncoder, _refuse),
+    "torch.nn.modules.transformer.TransformerEncoder": Role(
+        ours.TransformerEncoder, _refuse, stack=True
+    ),
 }

@@ -27,6 +27,7 @@ class Role(NamedTuple):
         head: whether it only tells the backbone inside it that padded positions are read.
         parts: what the native call of all layers needs of one, or None if it cannot serve that one.
         forget: told, before they change, that the weights in the module may change.
+        stack: whether all layers in the module may be one native call.
     """
 
     forward: Callable[..., Any] | type[nn.Module]
@@ -35,6 +36,7 @@ class Role(NamedTuple):
     head: bool = False
     parts: Callable[[Any], Any] | None = None
     forget: Callable[[nn.Module], None] | None = None
+    stack: bool = False
 
 
 class _TwinType(type):

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigkernels.integrations import backbone, outputs, whole
+from bigkernels.integrations import backbone, outputs, stacks, whole
 from bigkernels.integrations.accelerate import accelerate
+from bigkernels.integrations.calls import Call, recorded
 from bigkernels.integrations.outputs import Check
 from bigkernels.integrations.permuted import Permuted
 from bigkernels.integrations.twins import role_of, stock_class
@@ -86,14 +87,14 @@ def verify(model: nn.Module, batch: Mapping[str, Any]) -> Verification:
                 return Verification((), ())
             return verify(model, batch)
     with _evaluating(model), torch.no_grad(), _no_fast_path():
-        with backbone.recorded_calls() as calls:
+        with recorded() as calls:
             fused = outputs.named(_call(model, batch))
         path = _paths(model)
         exact = copy.deepcopy(model)
         _to_stock(exact)
         exact.double()
         truth, why = _truth(exact, batch)
-        wholes = [m for m in model.modules() if (role := role_of(m)) is not None and role.layer]
+        wholes = _layers(model, calls)
         with _as_stock(model) as fused_classes:
             loss = _loss(calls)
             layers = Layers(model, exact, wholes, fused_classes, calls, loss)
@@ -104,7 +105,19 @@ def verify(model: nn.Module, batch: Mapping[str, Any]) -> Verification:
     return Verification((*ends, *layers.checks), path)
 
 
-def _loss(calls: list[backbone.Call]) -> str | None:
+def _layers(model: nn.Module, calls: list[Call]) -> list[nn.Module]:
+    """The layers to check: not those that are stock's but in a native call, if there was none."""
+    served = {m for call in calls if call.precision is not None for m in call.backbone.modules()}
+    return [
+        m
+        for m in model.modules()
+        if (role := role_of(m)) is not None
+        and role.layer
+        and (role.forward is not stacks.as_stock or m in served)
+    ]
+
+
+def _loss(calls: list[Call]) -> str | None:
     """The most that a native call lost by the precision of its products."""
     found = set()
     for call in calls:
@@ -221,9 +234,17 @@ def _call(model: nn.Module, batch: Mapping[str, Any], dtype: torch.dtype | None 
 def _paths(model: nn.Module) -> tuple[str, ...]:
     found = []
     for name, module in model.named_modules():
-        if role_of(module) is backbone.BACKBONE:
-            why = backbone.why_padded(module)
-            found.append("packed" if why is None else f"{name or 'the model'} ran padded: {why}")
+        role = role_of(module)
+        if role is None or not role.stack:
+            continue
+        why, call = backbone.why_padded(module), whole.known(module)
+        if why is not None:
+            found.append(f"{name or 'the model'} ran padded: {why}")
+        elif role is backbone.BACKBONE or (call is not None and call.reason is None):
+            found.append("packed")
+        else:
+            how = "" if call is None else call.story
+            found.append(f"{name or 'the model'} ran its layers {how or 'padded'}")
     return tuple(found) or ("no backbone",)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from bigkernels.integrations import outputs, packing
-from bigkernels.integrations.backbone import Call, one_layer
+from bigkernels.integrations.calls import Call
 from bigkernels.integrations.outputs import Check
 from bigkernels.integrations.permuted import Permuted
+from bigkernels.integrations.stacks import one_layer
 
 
 class Layers:
@@ -94,12 +95,14 @@ class Layers:
             if call is None or call.plan is None:
                 return _first(module.forward(*args, **kwargs))
             hidden = args[0] if args else next(iter(kwargs.values()))
-            packed = packing.unpad(hidden, call.plan)
+            across = not _batch_first(module)
+            packed = packing.unpad(hidden.transpose(0, 1) if across else hidden, call.plan)
             if call.precision is not None:
-                out = one_layer(module, packed, call.plan, call.precision)
+                out = one_layer(module, packed, call.plan, call.precision, call.causal)
             else:
                 out = _first(module.forward(packed[None], bigkernels_plan=call.plan))[0]
-            return packing.pad(out, call.plan)
+            padded = packing.pad(out, call.plan)
+            return padded.transpose(0, 1) if across else padded
 
     @contextlib.contextmanager
     def _fused_again(self, layer: nn.Module) -> Iterator[None]:
@@ -145,6 +148,10 @@ def _keep_of_torchs(args: Any, kwargs: dict[str, Any]) -> Tensor | None:
 
 def _laid_out_like(keep: Tensor, layer: nn.Module, out: Tensor) -> Tensor | None:
     """keep (B, L) as an index of out: (B, L, E), or (L, B, E) of torch's layers that are not batch-first."""
-    batch_first = getattr(getattr(layer, "self_attn", None), "batch_first", True)
-    real = keep if batch_first else keep.T
+    real = keep if _batch_first(layer) else keep.T
     return real if out.shape[:2] == real.shape else None
+
+
+def _batch_first(layer: nn.Module) -> bool:
+    """Whether a layer's hidden states are (B, L, E)."""
+    return bool(getattr(getattr(layer, "self_attn", None), "batch_first", True))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bigkernels import backends, library
-from bigkernels.integrations.packed import PackedCopy
+from bigkernels.integrations.packed import PackedCopy, parts
 from bigkernels.integrations.packing import Plan
 from bigkernels.ops.encoder import contract
 
@@ -28,7 +28,12 @@ _forward = library.kernels("encoder_forward", contract.BACKENDS)["cpu"]
 
 
 class Layer(NamedTuple):
-    """What a family's layer computes with: its parameters in the order of ``contract.PARTS``, and the constants."""
+    """What a family's layer computes with: its parameters in the order of ``contract.PARTS``, and the constants.
+
+    Attributes:
+        form: "apart" if there is a parameter for each of those parts; "joined" if query, key and value are one (3E, E)
+            weight and one bias; "transposed" if, besides, matrices are (in, out).
+    """
 
     weights: tuple[Tensor | None, ...]
     heads: int
@@ -38,6 +43,7 @@ class Layer(NamedTuple):
     dropout: float  # the largest rate that is applied now
     norm_first: bool = False
     causal: bool = False
+    form: str = "apart"
 
     @classmethod
     def of(
@@ -55,6 +61,7 @@ class Recipe:
 
     Attributes:
         reason: why there is no such call; the other fields then mean nothing.
+        weights: of all layers, in ``layer.form``.
     """
 
     reason: str | None
@@ -71,6 +78,12 @@ class Recipe:
             self.layer.causal, width, self.hidden, width // self.layer.heads, False,
         )  # fmt: skip
 
+    def seeing(self, causal: bool) -> Recipe:
+        """The same for tokens that see those before them alone, or all."""
+        if self.layer is None or self.layer.causal == causal:
+            return self
+        return dataclasses.replace(self, layer=self.layer._replace(causal=causal))
+
 
 def recipe(layers: list[Layer | None]) -> Recipe:
     """How to run these layers, None for one that is of no known family, by one call."""
@@ -86,7 +99,9 @@ def recipe(layers: list[Layer | None]) -> Recipe:
         return Recipe("its layers differ")
     if first.dropout > 0.0:
         return Recipe("dropout is on")
-    query, up = weights[0], weights[10]
+    with torch.no_grad():
+        one = parts([w.detach() for w in weights[: len(first.weights)]], first.form)
+    query, up = one[0], one[10]
     if (
         first.eps[0] != first.eps[1]
         or abs(first.scaling * (query.shape[0] / first.heads) ** 0.5 - 1) > 1e-6
@@ -143,12 +158,12 @@ class Encoder:
         assert layer is not None
         backends.choose("encoder", how.facts(x, precision))
         self.precision = precision
-        count = len(how.weights) // len(contract.PARTS)
+        count = len(how.weights) // len(layer.weights)
         exact = count // 3 if precision == "int8" else 0
         if exact == 0:
             return self._call(self.copy, how.weights, layer, how.hidden, precision, x, plan)
         # What the last layers lose is damped by none after them: in bfloat16 they halve what all lose.
-        split = (count - exact) * len(contract.PARTS)
+        split = (count - exact) * len(layer.weights)
         first, last = how.weights[:split], how.weights[split:]
         x = self._call(self.copy, first, layer, how.hidden, precision, x, plan)
         return self._call(self._tail, last, layer, how.hidden, "bfloat16", x, plan)
@@ -163,7 +178,7 @@ class Encoder:
         x: Tensor,
         plan: Plan,
     ) -> Tensor:
-        packed = copy.of(weights, layer.heads, precision, x.shape[0])
+        packed = copy.of(weights, layer.heads, precision, x.shape[0], layer.form)
         longest = -1 if plan.max_length is None else plan.max_length
         return _forward(  # type: ignore[no-any-return]
             x, plan.cu_seq, longest, packed.data, packed.layers, layer.heads, hidden,
@@ -171,10 +186,8 @@ class Encoder:
         )  # fmt: skip
 
     def _why_not(self, how: Recipe, x: Tensor, precision: str) -> str | None:
-        if torch.is_grad_enabled() and (
-            x.requires_grad or any(w.requires_grad for w in how.weights)
-        ):
-            return "gradients are wanted"
+        if reason := why_gradients(how.weights, x):
+            return reason
         if not x.is_cpu or any(not w.is_cpu for w in how.weights[:1]):
             return "it is not on the CPU"
         if _autocast() not in (None, torch.bfloat16):
@@ -186,6 +199,14 @@ class Encoder:
             return f"backend {asked} was asked for"
         reasons = backends.refusals("encoder", "cpu", how.facts(x, precision))
         return "; ".join(reasons) or None
+
+
+def why_gradients(weights: Sequence[Tensor], x: Tensor | None = None) -> str | None:
+    """Why results of these weights and x must be differentiable, or None."""
+    if not torch.is_grad_enabled():
+        return None
+    wanted = (x is not None and x.requires_grad) or any(w.requires_grad for w in weights)
+    return "gradients are wanted" if wanted else None
 
 
 def _autocast() -> torch.dtype | None:

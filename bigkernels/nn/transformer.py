@@ -1,4 +1,4 @@
-"""TransformerEncoderLayer and TransformerEncoder on the fused kernels."""
+"""TransformerEncoderLayer on the fused kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from bigkernels.integrations import packing
-from bigkernels.nn import absorb, masks
+from bigkernels.nn import absorb
 from bigkernels.nn.attention import MultiheadAttention
 from bigkernels.nn.feed_forward import activation_name
 from bigkernels.nn.layer_norm import LayerNorm
@@ -80,9 +80,9 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         Raises:
             TypeError, ValueError: an argument of the wrong type, dtype or shape.
         """
-        _check_tensors(src, src_mask=src_mask, src_key_padding_mask=src_key_padding_mask)
+        check_tensors(src, src_mask=src_mask, src_key_padding_mask=src_key_padding_mask)
         if src.is_nested:
-            return _on_nested(self, self.self_attn.batch_first, src, src_mask, src_key_padding_mask)
+            return on_nested(self, self.self_attn.batch_first, src, src_mask, src_key_padding_mask)
         return self.run(src, self.batch(src, src_mask, src_key_padding_mask, is_causal))
 
     def batch(
@@ -179,7 +179,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         assert name is not None
         out = feed_forward(
             x, self.linear1.weight, self.linear1.bias, self.linear2.weight, None if defer_bias else bias,
-            name, _probability(self.dropout), rows=batch.rows,
+            name, probability(self.dropout), rows=batch.rows,
         )  # fmt: skip
         return out, bias if defer_bias else None
 
@@ -204,7 +204,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         assert isinstance(norm, nn.LayerNorm) and isinstance(dropout, nn.Dropout)
         found = add_layer_norm(
             branch, residual, norm.weight, norm.bias, norm.eps, x_bias=bias,
-            dropout_p=_probability(dropout), return_sum=return_sum, rows=batch.rows,
+            dropout_p=probability(dropout), return_sum=return_sum, rows=batch.rows,
         )  # fmt: skip
         return found if isinstance(found, tuple) else (found, found)
 
@@ -212,7 +212,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         """residual + dropout(feed-forward(normed)): the end of a layer whose norms come first."""
         dropout = self.dropout2
         plain = not absorb.global_hooks() and not absorb.why_not("dropout2", dropout, nn.Dropout)
-        p = _probability(dropout) if plain else 0.0
+        p = probability(dropout) if plain else 0.0
         branch, bias = self._feed_forward(normed, batch, defer_bias=p > 0.0)
         if p == 0.0:
             return residual + (branch if plain else dropout(branch))
@@ -224,13 +224,15 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         return total
 
 
-def _check_tensors(src: object, **masks: object) -> None:
+def check_tensors(src: object, **masks: object) -> None:
+    """Raises TypeError unless src is a tensor and each mask a tensor or None."""
     for name, value in (("src", src), *masks.items()):
         if not isinstance(value, Tensor) and (value is not None or name == "src"):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
 
 
-def _probability(dropout: nn.Dropout) -> float:
+def probability(dropout: nn.Dropout) -> float:
+    """What it drops with now."""
     return dropout.p if dropout.training else 0.0
 
 
@@ -259,7 +261,7 @@ def adopt(module: nn.Module) -> nn.Module:
     return module
 
 
-def _on_nested(module: nn.Module, batch_first: bool, src: Tensor, *others: Tensor | None) -> Tensor:
+def on_nested(module: nn.Module, batch_first: bool, src: Tensor, *others: Tensor | None) -> Tensor:
     """``module`` on a nested tensor of (L, E) sequences, by way of the padded batch."""
     if any(mask is not None for mask in others):
         raise ValueError("src_mask, src_key_padding_mask: expected None beside a nested src")
@@ -273,121 +275,7 @@ def _on_nested(module: nn.Module, batch_first: bool, src: Tensor, *others: Tenso
     return torch.nested.as_nested_tensor(parts, layout=src.layout)
 
 
-class TransformerEncoder(torch.nn.TransformerEncoder):
-    """``torch.nn.TransformerEncoder`` that does not compute on padding.
-
-    A boolean ``src_key_padding_mask`` that pads every row on the right, or every row on the left, gives **zeros** in
-    the rows of padding, in training too (torch: only in some evaluations). With no mask beside it but the causal one
-    the tokens are packed once, run through all layers and ``norm``, and put back. Where the mask cannot be read
-    (torch.compile, vmap), or a layer is not fused whole (``unfused_reasons()``), or ``norm`` is not a plain
-    LayerNorm, the layers run on the padded batch.
-    ``enable_nested_tensor=False`` switches all of this off: rows of padding are computed like any other.
-
-    Args:
-        encoder_layer: a layer, ours or torch's; num_layers copies are made, ours where it was torch's.
-        norm, enable_nested_tensor, mask_check: as in torch; no mask_check is needed here.
-    """
-
-    def __init__(
-        self,
-        encoder_layer: nn.TransformerEncoderLayer,
-        num_layers: int,
-        norm: nn.Module | None = None,
-        enable_nested_tensor: bool = True,
-        mask_check: bool = True,
-    ) -> None:
-        # torch would warn of what its own nested tensors cannot do.
-        super().__init__(encoder_layer, num_layers, norm, False, mask_check)
-        self.enable_nested_tensor = self.use_nested_tensor = enable_nested_tensor
-        adopt(self.layers)
-
-    def forward(
-        self,
-        src: Tensor,
-        mask: Tensor | None = None,
-        src_key_padding_mask: Tensor | None = None,
-        is_causal: bool | None = None,
-    ) -> Tensor:
-        """All layers, then ``norm``.
-
-        Args:
-            src: (B, L, E) if the layers are batch_first else (L, B, E), or (L, E), or nested (L, E) sequences.
-            mask: (L, L) or (B * H, L, L): bool (True = ignore) or additive.
-            src_key_padding_mask: (B, L) or (L,): bool (True = ignore) or additive.
-            is_causal: mask is the causal mask; None: found out where the mask can be read.
-
-        Raises:
-            TypeError, ValueError: an argument of the wrong type, dtype or shape.
-        """
-        ignore = src_key_padding_mask
-        _check_tensors(src, mask=mask, src_key_padding_mask=ignore)
-        batch_first = self.layers[0].self_attn.batch_first
-        if src.is_nested:
-            return _on_nested(self, batch_first, src, mask, ignore)
-        causal = masks.is_causal(mask) if is_causal is None else is_causal
-        if absorb.global_hooks() or not all(_packable(layer) for layer in self.layers):
-            out = src
-            for layer in self.layers:
-                out = layer(out, src_mask=mask, is_causal=causal, src_key_padding_mask=ignore)
-            return self._zero_padding(self._norm(out), ignore, batch_first)
-        keep = self._plain_tokens(src, mask, ignore, causal)
-        if keep is None or not self._all_plain():
-            batch = self.layers[0].batch(src, mask, ignore, causal)
-            return self._zero_padding(self._norm(self._run(src, batch)), ignore, batch_first)
-        self.layers[0].self_attn._check(src, src, src)
-        plan = packing.plan(keep)
-        batch = Batch(None, None, causal, Masks(), plan, plan.rows)
-        packed = packing.unpad(src if batch_first else src.transpose(0, 1), plan)
-        out = packing.pad(self._norm(self._run(packed, batch)), plan)
-        return out if batch_first else out.transpose(0, 1).contiguous()
-
-    def _run(self, x: Tensor, batch: Batch) -> Tensor:
-        for layer in self.layers:
-            x = layer.run(x, batch)
-        return x
-
-    def _all_plain(self) -> bool:
-        """Whether every module takes each token alone, so that it may see (T, E) for (B, L, E)."""
-        norm = self.norm
-        if norm is not None and absorb.why_not("norm", norm, LayerNorm, nn.LayerNorm):
-            return False
-        return not any(layer.unfused_reasons() for layer in self.layers)
-
-    def _norm(self, x: Tensor) -> Tensor:
-        return x if self.norm is None else self.norm(x)
-
-    def _plain_tokens(
-        self, src: Tensor, mask: Tensor | None, ignore: Tensor | None, causal: bool
-    ) -> Tensor | None:
-        """Which positions hold tokens, (B, L) bool, if packing them is possible and saves something."""
-        if not self.enable_nested_tensor or src.dim() != 3 or ignore is None:
-            return None
-        batch, length = src.shape[:2] if self.layers[0].self_attn.batch_first else src.shape[1::-1]
-        if (
-            ignore.dtype != torch.bool
-            or ignore.shape != (batch, length)
-            or not masks.concrete(ignore)
-        ):
-            return None
-        if causal if mask is None else not causal or mask.shape != (length, length):
-            return None
-        keep = ~ignore
-        return keep if bool(packing.plain_padding(keep)) and not bool(keep.all()) else None
-
-    def _zero_padding(self, out: Tensor, ignore: Tensor | None, batch_first: bool) -> Tensor:
-        """out with zeros in the rows of plain padding; the mask is not read, so this compiles."""
-        if (
-            not self.enable_nested_tensor
-            or out.dim() != 3
-            or ignore is None
-            or ignore.dtype != torch.bool
-        ):
-            return out
-        padding = ignore & packing.plain_padding(~ignore)
-        return out.masked_fill((padding if batch_first else padding.T)[..., None], 0.0)
-
-
-def _packable(layer: nn.Module) -> bool:
+def packable(layer: nn.Module) -> bool:
     """Whether packed tokens may go through a layer: no module in it needs to see the batch."""
     if absorb.why_not("layer", layer, TransformerEncoderLayer):
         return False

@@ -1,0 +1,126 @@
+"""The layers of a backbone, examined once: whether one native call may stand for them, and its arguments."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from bigkernels.integrations import eligible, whole
+from bigkernels.integrations.packing import Plan
+from bigkernels.integrations.snapshot import Snapshot
+from bigkernels.integrations.twins import role_of
+from bigkernels.nn import absorb
+
+
+class Seen(NamedTuple):
+    """Modules of a backbone that were examined and found to be fused throughout."""
+
+    snapshot: Snapshot
+    attentions: tuple[nn.Module, ...]  # one for each configuration: its content may change
+    recipe: whole.Recipe
+
+    def holds(self) -> bool:
+        """Whether all of that is so still."""
+        layer = self.recipe.layer
+        causal = layer is not None and layer.causal
+        return (
+            not absorb.global_hooks()
+            and self.snapshot.holds()
+            and all(eligible.refuse_attention(a, causal) is None for a in self.attentions)
+        )
+
+
+_seen: weakref.WeakKeyDictionary[nn.Module, Seen] = weakref.WeakKeyDictionary()
+
+
+def why_not(
+    backbone: nn.Module,
+    layers: Callable[[], Sequence[nn.Module]],
+    examine: Callable[[], str | None],
+) -> str | None:
+    """Why the layers cannot run on packed tokens, or None; asked anew only if something has changed.
+
+    Args:
+        layers: the backbone's layers. examine: the reason, looked for in all modules.
+    """
+    seen = _seen.get(backbone)
+    if seen is not None and seen.holds():
+        return None
+    reason = examine()
+    if reason is not None:
+        _seen.pop(backbone, None)
+        return reason
+    found = layers()
+    attentions = [m for layer in found for m in layer.modules() if hasattr(m, "is_causal")]
+    configs = {id(m.config): m for m in attentions}
+    how = whole.recipe([_parts(layer) for layer in found])
+    _seen[backbone] = Seen(Snapshot(backbone), tuple(configs.values()), how)
+    return None
+
+
+def recipe(backbone: nn.Module) -> whole.Recipe | None:
+    """The arguments of the native call; None before ``why_not`` has found no reason against it."""
+    seen = _seen.get(backbone)
+    return None if seen is None else seen.recipe
+
+
+def native(
+    backbone: nn.Module,
+    layers: Callable[[], Sequence[nn.Module]],
+    examine: Callable[[], str | None],
+    reason: str | None,
+) -> whole.Recipe | None:
+    """The arguments of the native call, or None; the reason against it is kept for the report.
+
+    Args:
+        layers, examine: as in ``why_not``. reason: what is known against it before the modules are looked at.
+    """
+    call = whole.encoder_of(backbone)
+    reason = reason or why_not(backbone, layers, examine)
+    how = recipe(backbone)
+    if reason is None and how is not None:
+        reason = how.reason or whole.why_gradients(how.weights)
+        if reason is not None:
+            call.drop()
+    call.reason = reason
+    return how if reason is None else None
+
+
+def as_stock(stock: Callable[..., Any], layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Forward of a layer that only the native call of all layers replaces."""
+    return stock(layer, *args, **kwargs)
+
+
+def _parts(layer: nn.Module) -> whole.Layer | None:
+    role = role_of(layer)
+    return None if role is None or role.parts is None else role.parts(layer)
+
+
+def one_layer(
+    layer: nn.Module, hidden: Tensor, plan: Plan, precision: str, causal: bool = False
+) -> Tensor:
+    """One layer on packed hidden states (T, E) as the native call of all layers computes it."""
+    how = whole.recipe([_parts(layer)])
+    how = how.seeing(True) if causal else how
+    out = whole.Encoder(precision).run(how, hidden, plan)
+    assert out is not None
+    return out
+
+
+def forget(backbone: nn.Module) -> None:
+    """Drops what is known of a backbone and packed of its weights."""
+    _seen.pop(backbone, None)
+    whole.drop(backbone)
+
+
+def why_unfused(module: nn.Module) -> str | None:
+    """Why a module is not surely what its role says, or None."""
+    role = role_of(module)
+    if role is None:
+        return "is not fused"
+    if eligible.hooked(module):
+        return "has hooks"
+    return "has a forward of its own" if "forward" in module.__dict__ else role.refuse(module)
