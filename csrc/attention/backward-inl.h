@@ -185,47 +185,50 @@ int64_t backward_scratch_per_thread(const AttentionCall& call, const BackwardPla
   return arena.used;
 }
 
-template <class T>
-void backward_typed(const AttentionCall& call, const AttentionGradients& gradients) {
-  using V = typename VecOf<T>::type;
+// Calls run(plan, work, arena) for every unit of work, on the threads of the call; `query_chunk`:
+// queries of a unit that computes dq alone.
+template <class F>
+void for_each_gradient_work(const AttentionCall& call, int64_t query_chunk, int64_t per_thread,
+                            const F& run) {
   const BackwardPlan plan = plan_backward(call);
   Arena arena = {reinterpret_cast<uintptr_t>(call.scratch), 0};
   int64_t* room = arena.take<int64_t>(call.packed ? call.batch + 1 : 0);
-  const int64_t per_thread = backward_scratch_per_thread<V>(call, plan);
-  const auto run = [&](const GradientWork& work, int thread) {
-    Arena own = arena;
-    own.used += thread * per_thread;
-    backward_work<V, T>(call, gradients, plan, work, own);
-  };
+  const auto own = [&](int thread) { return Arena{arena.base, arena.used + thread * per_thread}; };
   const int64_t group = call.heads / call.heads_kv;
   const WorkList by_keys = list_work(call, call.heads_kv, true, plan.key_chunk, room);
   parallel_tiles(call.num_threads, by_keys.count(), [&](int64_t tile, int thread) {
     const Work work = by_keys[tile];
     const Sequence s = sequence_of(call, work.batch);
     const int64_t begin = work.chunk * by_keys.chunk;
-    run({work.batch,
-         {work.head * group, (work.head + 1) * group},
-         {0, s.queries},
-         {begin, min_int(s.all_keys, begin + by_keys.chunk)},
-         plan.together,
-         true},
-        thread);
+    const GradientWork unit = {work.batch,     {work.head * group, (work.head + 1) * group},
+                               {0, s.queries}, {begin, min_int(s.all_keys, begin + by_keys.chunk)},
+                               plan.together,  true};
+    run(plan, unit, own(thread));
   });
   if (plan.together) return;
-  const int64_t chunk = kGradientPanels * kPanelVectors * V::kLanes;
-  const WorkList by_queries = list_work(call, call.heads, false, chunk, room);
+  const WorkList by_queries = list_work(call, call.heads, false, query_chunk, room);
   parallel_tiles(call.num_threads, by_queries.count(), [&](int64_t tile, int thread) {
     const Work work = by_queries[tile];
     const Sequence s = sequence_of(call, work.batch);
-    const int64_t begin = work.chunk * chunk;
-    run({work.batch,
-         {work.head, work.head + 1},
-         {begin, min_int(s.queries, begin + chunk)},
-         {0, s.all_keys},
-         true,
-         false},
-        thread);
+    const int64_t begin = work.chunk * query_chunk;
+    const GradientWork unit = {work.batch,
+                               {work.head, work.head + 1},
+                               {begin, min_int(s.queries, begin + query_chunk)},
+                               {0, s.all_keys},
+                               true,
+                               false};
+    run(plan, unit, own(thread));
   });
+}
+
+template <class T>
+void backward_typed(const AttentionCall& call, const AttentionGradients& gradients) {
+  using V = typename VecOf<T>::type;
+  const int64_t per_thread = backward_scratch_per_thread<V>(call, plan_backward(call));
+  for_each_gradient_work(call, kGradientPanels * kPanelVectors * V::kLanes, per_thread,
+                         [&](const BackwardPlan& plan, const GradientWork& work, Arena own) {
+                           backward_work<V, T>(call, gradients, plan, work, own);
+                         });
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 #include "attention/mask_gradient-inl.h"
 #include "attention/weight_scale-inl.h"
 #if defined(__AMX_BF16__)
-#include "attention/tiles_forward-inl.h"
+#include "attention/tiles_backward-inl.h"
 #endif
 
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
@@ -51,6 +51,9 @@ struct BackwardScratch {
     arena.take<typename V::Scalar>(statistic_count(call));
     scale = arena.used;
     per_thread = backward_scratch_per_thread<V>(call, plan_backward(call));
+#if defined(__AMX_BF16__)
+    if (tiles_serve(call)) per_thread = max_int(per_thread, backward_tile_scratch(call));
+#endif
     if (gradients.dmask == nullptr) return;
     per_thread = max_int(per_thread, mask_gradient_scratch_per_thread<V>(call));
   }
@@ -75,7 +78,15 @@ void attention_backward(const AttentionCall& given, const AttentionGradients& wa
     call.scratch = static_cast<char*>(given.scratch) + scratch.scale;
     S* scale = static_cast<S*>(given.scratch);
     if (find_weight_scale<T>(call, scratch.per_thread, scale)) gradients.weight_scale = scale;
+#if defined(__AMX_BF16__)
+    if (tiles_serve(call)) {
+      backward_tiles(call, gradients);
+    } else {
+      backward_typed<T>(call, gradients);
+    }
+#else
     backward_typed<T>(call, gradients);
+#endif
     if (gradients.dmask != nullptr) mask_gradient_typed<T>(call, gradients);
   });
 }

@@ -57,7 +57,7 @@ inline void begin_tile_panel(const AttentionCall& call, const Sequence& s, int64
   panel->tiles = ceil_div(count, kTileSide);
   panel->keys = keys_of(s, panel->queries, on);
   panel->started = false;
-  pack_left(row_at<const BFloat16>(call.q, s, s.query, head, panel->queries.begin), call.q.row,
+  pack_left(row_at<const BFloat16>(call.q, s, s.query, head, panel->queries.begin), call.q.row, 0,
             count, call.dim, panel->tiles, panel->query);
   for (int64_t r = 0; r < kPairSide; r += Vec::kLanes) {
     store(panel->top + r, off_score<Vec>());

@@ -104,14 +104,15 @@ inline __m512i narrow_pair(Vec low, Vec high) {
   return (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v);
 }
 
-// The left operand of `count` <= 32 rows, `tiles` tiles of them; missing rows are 0. dim: a
-// multiple of 32.
-inline void pack_left(const BFloat16* rows, int64_t row_stride, int64_t count, int64_t dim,
-                      int64_t tiles, BFloat16* out) {
+// The left operand of 32 rows of memory or, with `tiles` 1, of 16; those outside [begin, end) are
+// 0. dim: a multiple of 32.
+inline void pack_left(const BFloat16* rows, int64_t row_stride, int64_t begin, int64_t end,
+                      int64_t dim, int64_t tiles, BFloat16* out) {
   for (int64_t i = 0; i < tiles * kTileSide; ++i) {
     const int64_t place = i / kTileSide * kTileSize + i % kTileSide * kTileDepth;
     for (int64_t d = 0; d < dim; d += kTileDepth) {
-      const __m512i row = i < count ? bits_of(rows + i * row_stride + d) : _mm512_setzero_si512();
+      const bool there = i >= begin && i < end;
+      const __m512i row = there ? bits_of(rows + i * row_stride + d) : _mm512_setzero_si512();
       store_bits(out + d / kTileDepth * tiles * kTileSize + place, row);
     }
   }
@@ -137,10 +138,11 @@ inline void pack_right_columns(const BFloat16* rows, int64_t row_stride, int64_t
   }
 }
 
-// The right operand whose rows are rows of memory: 32 steps of K, those outside [begin, end) 0. The
-// blocks of 32 columns are `block` elements apart.
-inline void pack_right_rows(const BFloat16* rows, int64_t row_stride, int64_t begin, int64_t end,
-                            int64_t dim, int64_t block, BFloat16* out) {
+// Takes 32 rows of memory, those outside [begin, end) as 0, pair by pair: of every 32 of their dim
+// elements f(block of 32, pair, low, high) gets the first 16 interleaved, and the others.
+template <class F>
+inline void interleave_rows(const BFloat16* rows, int64_t row_stride, int64_t begin, int64_t end,
+                            int64_t dim, const F& f) {
   alignas(64) uint16_t order[2][32];
   for (int i = 0; i < 32; ++i) {
     order[0][i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
@@ -148,16 +150,48 @@ inline void pack_right_rows(const BFloat16* rows, int64_t row_stride, int64_t be
   }
   const __m512i left = _mm512_load_si512(order[0]), right = _mm512_load_si512(order[1]);
   const __m512i zero = _mm512_setzero_si512();
-  for (int64_t d = 0; d < dim; d += kPairSide, out += block) {
+  for (int64_t d = 0; d < dim; d += kPairSide) {
     for (int64_t i = 0; i < kTileDepth; i += 2) {
       const BFloat16* row = rows + i * row_stride + d;
       const __m512i even = i >= begin && i < end ? bits_of(row) : zero;
       const __m512i odd = i + 1 >= begin && i + 1 < end ? bits_of(row + row_stride) : zero;
-      BFloat16* place = out + i / 2 * kTileDepth;
-      store_bits(place, _mm512_permutex2var_epi16(even, left, odd));
-      store_bits(place + kTileSize, _mm512_permutex2var_epi16(even, right, odd));
+      f(d / kPairSide, i / 2, _mm512_permutex2var_epi16(even, left, odd),
+        _mm512_permutex2var_epi16(even, right, odd));
     }
   }
+}
+
+// The right operand whose rows are rows of memory: 32 steps of K, those outside [begin, end) 0. The
+// blocks of 32 columns are `block` elements apart.
+inline void pack_right_rows(const BFloat16* rows, int64_t row_stride, int64_t begin, int64_t end,
+                            int64_t dim, int64_t block, BFloat16* out) {
+  interleave_rows(rows, row_stride, begin, end, dim,
+                  [&](int64_t side, int64_t pair, __m512i low, __m512i high) {
+                    BFloat16* place = out + side * block + pair * kTileDepth;
+                    store_bits(place, low);
+                    store_bits(place + kTileSize, high);
+                  });
+}
+
+// The left operand whose rows are columns of memory: dim rows, the 32 steps of K rows of memory,
+// those outside [begin, end) 0. The blocks of 32 rows are `block` elements apart.
+inline void pack_left_columns(const BFloat16* rows, int64_t row_stride, int64_t begin, int64_t end,
+                              int64_t dim, int64_t block, BFloat16* out) {
+  Vec low[kTileSide], high[kTileSide];
+  const auto put = [](Vec(&square)[kTileSide], BFloat16* place) {
+    transpose(square);
+    for (int64_t i = 0; i < kTileSide; ++i) {
+      store_bits(place + i * kTileDepth, _mm512_castps_si512(square[i].v));
+    }
+  };
+  interleave_rows(rows, row_stride, begin, end, dim,
+                  [&](int64_t side, int64_t pair, __m512i left, __m512i right) {
+                    low[pair].v = _mm512_castsi512_ps(left);
+                    high[pair].v = _mm512_castsi512_ps(right);
+                    if (pair + 1 < kTileSide) return;
+                    put(low, out + side * block);
+                    put(high, out + side * block + kTileSize);
+                  });
 }
 
 // Lane r of the result: f over the lanes of rows[r], in the same tree for every r.
