@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from bigkernels.bench import cases, ceilings, encoders, fleet, peers, record
+from bigkernels.bench import cases, ceilings, encoders, fleet, peers, record, run
 from bigkernels.cli import main
 from bigkernels.training.data import DataError
 
@@ -34,6 +34,20 @@ def test_every_peer_can_be_set_up_or_says_how_to_get_it():
         if peer.build and not peer.missing():
             assert callable(peer.builder())
         assert not peer.needs or peer.install, peer.name
+
+
+def test_peers_that_read_berts_alone_are_left_out_of_other_encoders():
+    engine, stock = peers.find("encoder", "CTranslate2"), peers.find("encoder", "HF sdpa")
+    image = cases.find("encoder forward vit-base dense 8x197")
+    bert = cases.find("encoder forward bert-base dense 8x128")
+    assert [run._takes(p, c) for p in (engine, stock) for c in (bert, image)] == [1, 0, 1, 1]
+    assert encoders.batch("vit-base", 3, 0, "dense").tokens == 3 * 197
+
+
+def test_a_causal_encoder_computes_half_the_scores():
+    shape = {"layers": 2, "hidden": 8, "intermediate": 16, "causal": 0}
+    full, half = (cases.encoder_flops(shape | {"causal": c}, [1, 3]) for c in (0, 1))
+    assert full - half == 2 * 4 * 8 * (10 - 7)
 
 
 def test_rows_compare_rounds_of_one_core_state():

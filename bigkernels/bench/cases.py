@@ -186,6 +186,9 @@ def _encoders() -> Iterator[Case]:
         (4, 512, "dense"),
     ):
         yield encoder_case("bert-base", size, length, kind, "forward", False)
+    yield encoder_case("vit-base", 8, 197, "dense", "forward", False)
+    yield encoder_case("gpt2", 8, 128, "dense", "forward", False)
+    yield encoder_case("gpt2", 16, 128, "ragged", "forward", False)
 
 
 def _room(problem: Any, mode: str, shape: str, quick: bool, flops: int = 0, **sizes: Any) -> Case:
@@ -213,7 +216,8 @@ def encoder_flops(facts: dict[str, int], lengths: list[int]) -> int:
     width, inner = facts["hidden"], facts["intermediate"]
     tokens = sum(lengths)
     linears = 2 * tokens * (4 * width * width + 2 * width * inner)
-    return facts["layers"] * (linears + 4 * width * sum(length * length for length in lengths))
+    pairs = sum(n * (n + 1) // 2 if facts.get("causal") else n * n for n in lengths)
+    return facts["layers"] * (linears + 4 * width * pairs)
 
 
 def encoder_bytes(facts: dict[str, int]) -> int:

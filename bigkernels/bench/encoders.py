@@ -17,7 +17,9 @@ import numpy as np
 from bigkernels.training.data import cache_folder, minilm_path, raw_texts
 
 Array = np.ndarray[Any, np.dtype[Any]]
-NAMES = ("minilm", "bert-base")
+BERTS = ("minilm", "bert-base")
+NAMES = (*BERTS, "vit-base", "gpt2")  # all but minilm of that shape with random weights
+VIT_LENGTH = 197
 _BERT_BASE: dict[str, Any] = {
     "hidden_size": 768,
     "num_attention_heads": 12,
@@ -56,16 +58,17 @@ class Batch:
 def folder(name: str) -> Path:
     """The model's folder in transformers' format: a name of NAMES, or a path, which stays as it is.
 
-    "minilm" is the real all-MiniLM-L6-v2; "bert-base" has that shape and random weights (speed does
-    not depend on them), written into the cache at the first call.
+    "minilm" is the real all-MiniLM-L6-v2; the others have random weights (speed does not depend on
+    them), written into the cache at the first call.
     """
     if name == "minilm":
         return minilm_path()
-    if name != "bert-base":
+    if name not in NAMES:
         return Path(name)
-    made = cache_folder() / "bench" / "bert-base-random-1024"
+    suffix = "-1024" if name == "bert-base" else ""
+    made = cache_folder() / "bench" / f"{name}-random{suffix}"
     if not (made / "model.safetensors").is_file():
-        _write_random(made)
+        _write_random(name, made)
     return made
 
 
@@ -77,13 +80,15 @@ def tokenizer(name: str) -> Any:
 
 
 def facts(name: str) -> dict[str, int]:
-    """layers, heads, hidden, intermediate of the model's configuration."""
+    """layers, heads, hidden, intermediate of the model's configuration; causal, 1 or 0."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder(name))
-    inner = getattr(config, "intermediate_size", None) or config.hidden_dim
-    values = (config.num_hidden_layers, config.num_attention_heads, config.hidden_size, inner)
-    return dict(zip(("layers", "heads", "hidden", "intermediate"), values, strict=True))
+    width = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "hidden_dim", 4 * width)
+    causal = int(config.model_type == "gpt2")
+    values = (config.num_hidden_layers, config.num_attention_heads, width, inner, causal)
+    return dict(zip(("layers", "heads", "hidden", "intermediate", "causal"), values, strict=True))
 
 
 def batch(name: str, size: int, length: int, kind: str) -> Batch:
@@ -92,8 +97,10 @@ def batch(name: str, size: int, length: int, kind: str) -> Batch:
     kind: "dense" (size x length, no padding), "ragged" (lengths drawn from a lognormal, the first
     row full, 56 % real), "snippets" (movie snippets as they come, padded to the longest; length
     only limits them), "sorted" (snippets of about one length), or "fill_0.25": rows between half
-    and one and a half times a fill of 0.25.
+    and one and a half times a fill of 0.25. "vit-base" gets images, whose patches make the length.
     """
+    if name == "vit-base":
+        return Batch(np.zeros((size, VIT_LENGTH), np.int64), np.ones((size, VIT_LENGTH), np.int64))
     tokens = tokenizer(name)
     texts = raw_texts()
     if kind in ("snippets", "sorted"):
@@ -148,13 +155,29 @@ def commit(temporary: Path, target: Path) -> None:
         shutil.rmtree(temporary)
 
 
-def _write_random(made: Path) -> None:
+def _write_random(name: str, made: Path) -> None:
     import torch
-    from transformers import BertConfig, BertModel
+    from transformers import (
+        BertConfig,
+        BertModel,
+        GPT2Config,
+        GPT2Model,
+        PreTrainedModel,
+        ViTConfig,
+        ViTModel,
+    )
 
     torch.manual_seed(0)
     made.parent.mkdir(parents=True, exist_ok=True)
     temporary = made.with_name(f"{made.name}.{os.getpid()}")
-    BertModel(BertConfig(**_BERT_BASE), add_pooling_layer=False).save_pretrained(temporary)
-    tokenizer("minilm").save_pretrained(temporary)
+    model: PreTrainedModel
+    if name == "bert-base":
+        model = BertModel(BertConfig(**_BERT_BASE), add_pooling_layer=False)
+    elif name == "vit-base":
+        model = ViTModel(ViTConfig(), add_pooling_layer=False)
+    else:
+        model = GPT2Model(GPT2Config())
+    model.save_pretrained(temporary)
+    if name != "vit-base":
+        tokenizer("minilm").save_pretrained(temporary)
     commit(temporary, made)

@@ -20,7 +20,8 @@ class Peer:
     groups: of cases.GROUPS. build: "module:function" of this package and its further arguments.
     needs: modules it imports; install: the line that brings them. environment: variables of its
     process. precision: whose error it is compared with. full: only in full runs, on cases that are
-    `compiled`, because setting it up takes minutes. gpu: it can run on GPUs only.
+    `compiled`, because setting it up takes minutes. gpu: it can run on GPUs only. berts: of the
+    encoders it takes BERTs only.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Peer:
     precision: str = "float32"
     full: bool = False
     gpu: bool = False
+    berts: bool = False
 
     @property
     def ours(self) -> bool:
@@ -70,12 +72,15 @@ def _encoder(name: str, build: str, *arguments: str, **rest: Any) -> Peer:
 
 _HF = "torch_encoders:stock"
 _NEEDS_HF = {"needs": ("transformers",), "install": "pip install transformers"}
-_ORT = {"needs": ("onnxruntime", "onnx"), "install": "pip install onnxruntime onnx"}
-_OV = {"needs": ("openvino",), "install": "pip install openvino"}
-_OV8 = {"needs": ("openvino", "nncf"), "install": "pip install openvino nncf"}
+_BERTS: dict[str, Any] = {"berts": True}
+_ORT = _BERTS | {"needs": ("onnxruntime", "onnx"), "install": "pip install onnxruntime onnx"}
+_OV = _BERTS | {"needs": ("openvino",), "install": "pip install openvino"}
+_OV8 = _BERTS | {"needs": ("openvino", "nncf"), "install": "pip install openvino nncf"}
 # Its own threads take each other's CPU when they spin: 9 ms instead of 1.7 for a small batch.
 _PASSIVE = (("OMP_WAIT_POLICY", "passive"),)
-_CT2 = {"needs": ("ctranslate2",), "install": "pip install ctranslate2", "environment": _PASSIVE}
+_CT2 = _BERTS | {
+    "needs": ("ctranslate2",), "install": "pip install ctranslate2", "environment": _PASSIVE
+}  # fmt: skip
 _BF16, _INT8, _AUTO = {"precision": "bfloat16"}, {"precision": "int8"}, {"precision": "autocast"}
 
 PEERS: tuple[Peer, ...] = (
@@ -92,7 +97,7 @@ PEERS: tuple[Peer, ...] = (
     _encoder("HF eager", _HF, "eager", "float32", **_NEEDS_HF),
     _encoder("HF autocast", _HF, "sdpa", "autocast", **_NEEDS_HF, **_AUTO),
     _encoder("HF bf16", _HF, "sdpa", "bfloat16", **_NEEDS_HF, **_BF16),
-    _encoder("nn.TransformerEncoder", "torch_encoders:fast_path", **_NEEDS_HF),
+    _encoder("nn.TransformerEncoder", "torch_encoders:fast_path", "float32", **_NEEDS_HF, **_BERTS),
     _encoder("mkldnn prepacked bf16", "torch_encoders:prepacked", **_NEEDS_HF, **_BF16),
     _encoder("compile", "torch_encoders:compiled", "float32", "default", full=True, **_NEEDS_HF),
     _encoder(
@@ -113,6 +118,9 @@ PEERS: tuple[Peer, ...] = (
     _encoder("bigkernels autocast", "torch_encoders:accelerated", "autocast", **_NEEDS_HF, **_AUTO),
     _encoder("bigkernels high", "torch_encoders:accelerated", "high", **_NEEDS_HF),
     _encoder("bigkernels bf16", "torch_encoders:accelerated", "bfloat16", **_NEEDS_HF, **_BF16),
+    _encoder(
+        "bigkernels nn", "torch_encoders:fast_path", "float32", "accelerated", **_NEEDS_HF, **_BERTS
+    ),
     _encoder("bigkernels int8", "torch_encoders:accelerated", "int8", **_NEEDS_HF, **_INT8),
     Peer("Liger", _OPS, needs=("liger_kernel",), install="pip install liger-kernel", gpu=True),
     Peer("FlashAttention", ("attention",), needs=("flash_attn",), install="pip install flash-attn", gpu=True),

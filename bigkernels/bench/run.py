@@ -149,8 +149,12 @@ class Bench:
         self.roofs = ceilings.highest(self.roofs, found)
 
 
+OTHERS = tuple(name for name in encoders.NAMES if name not in encoders.BERTS)
+
+
 def _takes(peer: peers.Peer, case: Case) -> bool:
-    return case.group in peer.groups and (case.compiled or not peer.full)
+    other = case.batch is not None and case.batch[0] in OTHERS and peer.berts
+    return case.group in peer.groups and (case.compiled or not peer.full) and not other
 
 
 def _errors(

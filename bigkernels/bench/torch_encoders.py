@@ -71,9 +71,10 @@ def prepacked(model: str, threads: int) -> Built:
     return _built(f"mkldnn._linear_pointwise, bfloat16, {threads} threads", loaded, False)
 
 
-def fast_path(model: str, threads: int) -> Built:
-    """nn.TransformerEncoder in evaluation mode, holding the model's weights; nested tensors drop padding."""
-    loaded = _loaded(model, threads, "sdpa", "float32")
+def fast_path(model: str, threads: int, dtype: str, how: str = "fast path") -> Built:
+    """nn.TransformerEncoder in evaluation mode, holding the model's weights; nested tensors drop padding. how: or
+    "accelerated", by bigkernels."""
+    loaded = _loaded(model, threads, "sdpa", dtype)
     config = loaded.config
     layer = nn.TransformerEncoderLayer(
         config.hidden_size,
@@ -87,6 +88,11 @@ def fast_path(model: str, threads: int) -> Built:
     for ours, theirs in zip(stack.layers, loaded.encoder.layer, strict=True):
         _copy_layer(ours, theirs)
     stack.eval()
+    stack.to(loaded.dtype)
+    if how == "accelerated":
+        import bigkernels
+
+        bigkernels.accelerate(stack)
 
     def prepare(batch: Batch) -> Forward:
         ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
@@ -103,8 +109,8 @@ def fast_path(model: str, threads: int) -> Built:
     def to_numpy(result: Tensor) -> Array:
         return result.float().numpy()
 
-    how = f"nn.TransformerEncoder, fast path, float32, {threads} threads"
-    return Built(how, torch.__version__, prepare, to_numpy)
+    shown = f"nn.TransformerEncoder, {how}, {dtype}, {threads} threads"
+    return Built(shown, torch.__version__, prepare, to_numpy)
 
 
 class _Prepacked(nn.Module):
@@ -148,6 +154,8 @@ def _loaded(model: str, threads: int, attention: str, dtype: str) -> Any:
     loaded: Any = AutoModel.from_pretrained(
         encoders.folder(model), dtype=getattr(torch, dtype), attn_implementation=attention
     )
+    if hasattr(loaded.config, "use_cache"):
+        loaded.config.use_cache = False
     return loaded.eval()
 
 
@@ -156,7 +164,7 @@ def _built(how: str, loaded: Any, autocast: bool, training: bool = False) -> Bui
         return torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext()
 
     def prepare(batch: Batch) -> Forward:
-        inputs = _inputs(batch)
+        inputs = _inputs(loaded, batch)
 
         def call() -> Tensor:
             with torch.no_grad(), context():
@@ -185,7 +193,7 @@ def _training(
     loaded: Any, context: Callable[[], contextlib.AbstractContextManager[Any]], batch: Batch
 ) -> tuple[Forward, Forward]:
     """One step with dropout and fused AdamW, and its forward alone."""
-    inputs = _inputs(batch)
+    inputs = _inputs(loaded, batch)
     loaded.train()
     optimizer = torch.optim.AdamW(loaded.parameters(), lr=1e-6, fused=True)
     draw = torch.Generator().manual_seed(0)
@@ -205,6 +213,11 @@ def _training(
     return step, forward
 
 
-def _inputs(batch: Batch) -> dict[str, Tensor]:
+def _inputs(loaded: Any, batch: Batch) -> dict[str, Tensor]:
+    if loaded.main_input_name == "pixel_values":
+        sides = (loaded.config.num_channels, *[loaded.config.image_size] * 2)
+        draw = torch.Generator().manual_seed(0)
+        pixels = torch.randn(len(batch.ids), *sides, generator=draw)
+        return {"pixel_values": pixels.to(loaded.dtype)}
     inputs = {"input_ids": torch.from_numpy(batch.ids)}
     return inputs | {"attention_mask": torch.from_numpy(np.ascontiguousarray(batch.mask))}
