@@ -72,6 +72,72 @@ def test_the_table_covers_every_architecture_of_a_kernel() -> None:
     assert all(r.blocks > 0 and r.instructions > 0 for r in table.values())
 
 
+BROKEN = {
+    "a row cut short": (lambda text: text[: text.rindex("\t")], "fields, not 11"),
+    "a conflict": (lambda text: text + "<<<<<<< here\n", "1 fields, not 11"),
+    "a word for a number": (lambda text: text.replace("\t4224\t", "\tmany\t"), "'many'"),
+    "a row twice": (lambda text: text + text.splitlines()[-1] + "\n", "is there twice"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_table_that_cannot_be_read_says_its_line(fault, tmp_path, monkeypatch) -> None:
+    spoil, what = BROKEN[fault]
+    text = row.TABLE.read_text()
+    wrong = tmp_path / "table.tsv"
+    wrong.write_text(spoil(text))
+    assert wrong.read_text() != text
+    monkeypatch.setattr(row, "TABLE", wrong)
+    with pytest.raises(row.TableError, match=rf"table\.tsv, line \d+: .*{what}"):
+        row.load()
+
+
+def test_the_table_is_of_the_triton_that_tests_install() -> None:
+    # Differences from other compilers do not count: a wrong first line would open the gate.
+    pinned = re.search(r"triton==([\d.]+)", (ROOT / "Makefile").read_text())[1]
+    assert row.made_with()["triton"] == pinned
+    assert re.fullmatch(r"13\.\d+\.\d+", row.made_with()["cuda"])
+
+
+GATES = """
+import sys
+from tests.static import __main__ as gate, row
+from tests.static.row import Row
+
+made = [Row("triton a", "sm_80", 8, 0, 1, 1, 9, 0, 0, 0, "x"), Row("cuda b", "sm_80", 8, 0, 1, 1, 9, 0, 0, 0, "x")]
+table = {TABLE}
+gate.gather = lambda known, wanted: [(r, {FAULTS}) for r in made]
+gate.compilers = lambda: {"triton": "3.6.0", "cuda": "13.0.88"}
+row.load, row.made_with = lambda: {r.key: r for r in table}, lambda: {HEAD}
+sys.argv = ["static"]
+sys.exit(gate.main())
+"""
+SAME = '{"triton": "3.6.0", "cuda": "13.0.88"}'
+# Table, faults of the code, compilers of the table: exit status.
+STATES = {
+    "as it is": ("made", "[]", SAME, 0),
+    "more registers": ("[made[0], Row(*list(vars(made[1]).values())[:2], 9, 0, 1, 1, 9, 0, 0, 0, 'y')]", "[]", SAME, 1),
+    "a new kernel": ("made[:1]", "[]", SAME, 1),
+    "a kernel gone": ("[*made, Row('cuda c', 'sm_80', 8, 0, 1, 1, 9, 0, 0, 0, 'x')]", "[]", SAME, 1),
+    "a spill": ("made", "['1 spills']", SAME, 1),
+    "no table": ("[]", "[]", "{}", 1),
+    "another Triton, and a new CUDA kernel": ("made[:1]", "[]", SAME.replace("3.6.0", "3.7.0"), 1),
+    "another nvcc, and a new CUDA kernel": ("made[:1]", "[]", SAME.replace("13.0.88", "13.1.0"), 0),
+    "another nvcc, and a spill": ("made", "['1 spills']", SAME.replace("13.0.88", "13.1.0"), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_the_gate_closes(state) -> None:
+    table, faults, head, status = STATES[state]
+    code = GATES.replace("{TABLE}", table).replace("{FAULTS}", faults).replace("{HEAD}", head)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout + done.stderr
+
+
 def test_a_difference_names_the_field_and_a_new_digest_is_none() -> None:
     one = next(iter(row.load().values()))
     assert one.differences(dataclasses.replace(one, digest="other")) == []

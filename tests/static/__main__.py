@@ -61,15 +61,16 @@ def cuda_rows(known: dict[tuple[str, str], Row], wanted: re.Pattern[str]) -> Ite
         yield cuda_kernels.row(kernel, arch, digest, threads, found[source, arch][kernel])
 
 
-def compilers() -> str:
-    names = []
+def compilers() -> dict[str, str]:
+    """The version here of what compiles each kind of kernels."""
+    found = {}
     if importlib.util.find_spec("triton"):
         import triton
 
-        names.append(f"Triton {triton.__version__}")
+        found["triton"] = triton.__version__
     if build.why_no_cuda() is None:
-        names.append(cuda_kernels.compiler())
-    return ", ".join(names)
+        found["cuda"] = cuda_kernels.compiler().split()[1]
+    return found
 
 
 def gather(known: dict[tuple[str, str], Row], wanted: re.Pattern[str]) -> list[Made]:
@@ -98,34 +99,46 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     chosen, start = arguments(), time.monotonic()
-    wanted, before = re.compile(chosen.only), row.load()
+    try:
+        before = row.load()
+    except row.TableError as error:
+        print(error)
+        return 2
+    wanted = re.compile(chosen.only)
     made = gather({} if chosen.all else before, wanted)
     kept = {r.key for r, _ in made}
     wrong = [f"{r.kernel} {r.arch}: {fault}" for r, faults in made for fault in faults]
     compiled = sum(before.get(r.key) is not r for r, _ in made)
-    differ = []
+    here, of_table = compilers(), row.made_with()
+    differ = {}
     for now, _ in made:
         old = before.get(now.key)
-        changes = old.differences(now) if old else ["not in the table"]
-        differ += [f"{now.kernel} {now.arch}: {', '.join(changes)}"] if changes else []
-    full = not chosen.only and len({r.kernel.split()[0] for r, _ in made}) == 2
-    gone = [key for key in before if full and key not in kept]
-    differ += [f"{' '.join(key)}: only in the table" for key in gone]
-    print("\n".join([*wrong, *differ]))
+        if changes := old.differences(now) if old else ["not in the table"]:
+            differ[now.key] = ", ".join(changes)
+    gone = [k for k in before if not chosen.only and kind(k) in here and k not in kept]
+    differ |= dict.fromkeys(gone, "only in the table")
+    print("\n".join([*wrong, *(f"{' '.join(key)}: {text}" for key, text in differ.items())]))
     summary = f"{len(made)} configurations, {compiled} compiled, {len(wrong)} faults, "
     print(f"{summary}{len(differ)} differ from the table, {time.monotonic() - start:.0f} s")
     if chosen.update:
         rest = [r for key, r in before.items() if key not in kept and key not in gone]
-        row.save([*(r for r, _ in made), *rest], compilers())
+        row.save([*(r for r, _ in made), *rest], of_table | here)
         return int(bool(wrong))
-    if differ and compilers() != row.made_with():
+    others = {name for name in here if before and here[name] != of_table.get(name)}
+    for name in sorted(others):
         print(
-            f"the table is of {row.made_with()}, these are {compilers()}: differences do not count"
+            f"the {name} kernels of the table are of {of_table.get(name)}, these of {here[name]}: "
+            "differences do not count"
         )
-        return int(bool(wrong))
-    if differ:
+    counted = [key for key in differ if kind(key) not in others]
+    if counted:
         print("if they are meant: python -m tests.static --update, and commit the table")
-    return int(bool(wrong or differ))
+    return int(bool(wrong or counted))
+
+
+def kind(key: tuple[str, str]) -> str:
+    """ "triton" or "cuda"."""
+    return key[0].split()[0]
 
 
 if __name__ == "__main__":

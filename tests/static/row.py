@@ -41,28 +41,46 @@ class Row:
         ]
 
 
+class TableError(ValueError):
+    """A table that cannot be read; the message names its line."""
+
+
 def load() -> dict[tuple[str, str], Row]:
-    rows = {}
-    for line in TABLE.read_text().splitlines() if TABLE.exists() else []:
+    """Raises TableError."""
+    rows: dict[tuple[str, str], Row] = {}
+    for number, line in enumerate(TABLE.read_text().splitlines() if TABLE.exists() else [], 1):
         if line.startswith(("#", "kernel\t")):
             continue
-        words = line.split("\t")
-        fields = zip(dataclasses.fields(Row), words, strict=True)
-        row = Row(**{f.name: int(w) if f.type == "int" else w for f, w in fields})
+        words, fields = line.split("\t"), dataclasses.fields(Row)
+        place = f"{TABLE.name}, line {number}"
+        if len(words) != len(fields):
+            raise TableError(f"{place}: {len(words)} fields, not {len(fields)}")
+        try:
+            values = [int(w) if f.type == "int" else w for f, w in zip(fields, words, strict=True)]
+        except ValueError as error:
+            raise TableError(f"{place}: {error}") from None
+        row = Row(*values)
+        if row.key in rows:
+            raise TableError(f"{place}: {' '.join(row.key)} is there twice")
         rows[row.key] = row
     return rows
 
 
-def save(rows: Iterable[Row], made_with: str) -> None:
+def save(rows: Iterable[Row], compilers: dict[str, str]) -> None:
     names = [field.name for field in dataclasses.fields(Row)]
-    lines = [f"# {made_with}", "\t".join(names)]
+    titles = {"triton": "Triton", "cuda": "nvcc"}
+    head = ", ".join(f"{titles[kind]} {version}" for kind, version in compilers.items())
+    lines = [f"# {head}", "\t".join(names)]
     lines += ["\t".join(str(getattr(row, n)) for n in names) for row in sorted(rows, key=_order)]
     TABLE.write_text("\n".join(lines) + "\n")
 
 
-def made_with() -> str:
-    """The compilers of the table; what others make of the kernels need not equal it."""
-    return TABLE.read_text().partition("\n")[0].removeprefix("# ") if TABLE.exists() else ""
+def made_with() -> dict[str, str]:
+    """{"triton": version, "cuda": version} of the table; what others make of the kernels need not equal it."""
+    first = TABLE.read_text().partition("\n")[0] if TABLE.exists() else ""
+    names = {"Triton": "triton", "nvcc": "cuda"}
+    found = (part.split() for part in first.removeprefix("# ").split(", "))
+    return {names[words[0]]: words[1] for words in found if len(words) == 2 and words[0] in names}
 
 
 def _order(row: Row) -> tuple[object, ...]:
