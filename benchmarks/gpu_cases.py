@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import bigkernels as bk
+from bigkernels.bench import rooms as peers
+from bigkernels.testing.cases.attention import AttentionCase
+from bigkernels.testing.cases.embedding import EmbeddingCase
+from bigkernels.testing.cases.ffn import FeedForwardCase
+from bigkernels.testing.cases.layer_norm import AddLayerNormCase, LayerNormCase
+from bigkernels.testing.problem import Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +45,12 @@ class Context:
     smoke: bool
     compile: bool
 
-    def randn(self, *shape: int, dtype: torch.dtype, grad: bool = False) -> Tensor:
-        made = torch.randn(shape, device=self.device).to(dtype)
-        return made.requires_grad_(grad)
+    def randn(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.randn(shape, device=self.device).to(dtype)
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _gradients(function: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], object]:
-    """The backward pass alone: the forward runs here."""
-    out = function(*inputs)
-    dout = torch.randn_like(out)
-    return lambda: torch.autograd.grad(out, inputs, dout, retain_graph=True)
 
 
 def ceilings(context: Context) -> Iterator[Case]:
@@ -91,135 +87,97 @@ def ceilings(context: Context) -> Iterator[Case]:
             yield Case("ceilings", "product", shape, name, product, flops=2 * m * k * n)
 
 
-def _eager_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], weight, bias)
+def timed_cases(smoke: bool) -> Iterator[tuple[Any, str, dict[str, int]]]:
+    """(case, shape for people, what a forward computes and moves) of every room. Bytes: each row that
+    must be read or written, once; no parameters. A padded batch counts as if it were full."""
+    half = torch.bfloat16
+    for m, n in [(4, 64)] if smoke else [(1, 768), (32768, 768), (32768, 1024), (8192, 4096)]:
+        for dtype in (half, torch.float32):
+            size, facts = m * n * dtype.itemsize, {"shape": (m, n), "dtype": dtype}
+            yield LayerNormCase(reason="timed", **facts), f"{m}x{n}", {"bytes": 2 * size}
+            add = AddLayerNormCase(reason="timed", x_bias=True, dropout_p=0.1, **facts)
+            yield add, f"{m}x{n}", {"bytes": 3 * size}
+    shapes = [(128, 16, 128, 64), (32, 16, 512, 64), (8, 16, 2048, 64), (8, 16, 2048, 128)]
+    for b, h, s, d in [(2, 2, 16, 16)] if smoke else shapes:
+        full = AttentionCase(reason="timed", shape=(b, h, s, s, d), dtype=half, grads="qkv")
+        lengths = tuple(s // 4 + (s - s // 4) * i // (b - 1) for i in range(b))
+        for case in (full, dataclasses.replace(full, lengths=lengths)):
+            yield case, f"{b}x{h}x{s}x{d}", {"flops": 4 * b * h * s * s * d}
+    for m, e, f in [(8, 32, 64)] if smoke else [(4096, 768, 3072), (24576, 1024, 4096)]:
+        feed = FeedForwardCase(reason="timed", shape=(m, e), hidden=f, dtype=half)
+        yield feed, f"{m}x{e}x{f}", {"flops": 4 * m * e * f}
+    words = 100 if smoke else 30522
+    for b, s, n in [(2, 8, 64)] if smoke else [(128, 128, 768), (64, 512, 1024)]:
+        tables = {"words": words, "positions": 512}
+        ids = EmbeddingCase(reason="timed", shape=(b, s), n=n, dtype=half, **tables)
+        yield ids, f"{b}x{s}x{n}", {"bytes": 4 * b * s * n * half.itemsize}
 
 
-def _eager_add_layer_norm(
-    x: Tensor, residual: Tensor, x_bias: Tensor, weight: Tensor, bias: Tensor
-) -> Tensor:
-    return F.layer_norm(residual + F.dropout(x + x_bias, 0.1), x.shape[-1:], weight, bias)
+# What a backward computes or moves, of what the forward does. Of rows: dout and the sum come in, a gradient for
+# each input goes out.
+BACKWARD = {
+    "layer_norm": 3 / 2,
+    "add_layer_norm": 4 / 3,
+    "attention": 5 / 2,
+    "feed_forward": 2.0,
+    "embedding": 2.0,
+}
 
 
-def _our_layer_norm(backend: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return bk.layer_norm(x, x.shape[-1:], weight, bias, backend=backend)
+def _peers(context: Context, case: Any) -> Iterator[tuple[str, Callable[[Any], peers.Call]]]:
+    """Who computes a case: torch's own, each of its backends, compiled, and ours."""
+    yield "default" if case.operation == "attention" else "eager", peers.torch_default
+    if case.operation == "attention":
+        for name in ("flash", "efficient", "cudnn", "math"):
+            yield name, functools.partial(peers.sdpa, name)
+    elif context.compile and case.dtype == torch.bfloat16 and case.shape[0] != 1:
+        yield "compile", peers.compiled
+    contract = importlib.import_module(f"bigkernels.ops.{case.room}.contract")
+    for backend in context.ours:
+        if backend in contract.BACKENDS:
+            yield f"bigkernels {backend}", functools.partial(_ours, backend)
 
 
-def _our_add_layer_norm(
-    backend: str, x: Tensor, residual: Tensor, x_bias: Tensor, weight: Tensor, bias: Tensor
-) -> Tensor:
-    return bk.add_layer_norm(
-        x, residual, weight, bias, x_bias=x_bias, dropout_p=0.1, backend=backend
-    )
+def _ours(backend: str, case: Any) -> peers.Call:
+    return lambda inputs: case.call(inputs, backend)
 
 
-def layer_norm(context: Context) -> Iterator[Case]:
-    """Forward and backward of both operations, torch's and ours. Bytes: each row that must be read or
-    written, once; no parameters."""
-    compiled = {(32768, 1024), (8192, 4096)} if context.compile else set()
-    shapes = [(1, 768), (32768, 768), (32768, 1024), (8192, 4096)]
-    if context.smoke:
-        shapes = [(4, 64)]
-        compiled = {(4, 64)} if context.compile else set()
-    for m, n in shapes:
-        for dtype in (torch.bfloat16, torch.float32):
-            for title, inputs, eager, mine in (
-                ("layer_norm", 1, _eager_layer_norm, _our_layer_norm),
-                ("add_layer_norm", 2, _eager_add_layer_norm, _our_add_layer_norm),
-            ):
-                functions = {"eager": eager}
-                if (m, n) in compiled and dtype == torch.bfloat16:
-                    functions["compile"] = eager
-                for backend in context.ours:
-                    functions[f"bigkernels {backend}"] = functools.partial(mine, backend)
-                sizes = (m, n, dtype, inputs)
-                for name, function in functions.items():
-                    for backward in (False, True):
-                        # Backward: dout and the sum in, one gradient per input out.
-                        rows = inputs + (2 if backward else 1)
-                        yield Case(
-                            title,
-                            f"{name} {'backward' if backward else 'forward'}",
-                            f"{m}x{n}",
-                            _name(dtype),
-                            functools.partial(
-                                _rows, context, sizes, function, backward, name == "compile"
-                            ),
-                            bytes=rows * m * n * dtype.itemsize,
-                            host=m == 1,
-                            compiles=name == "compile",
-                        )
+@functools.lru_cache(maxsize=1)
+def _problem(case: Any, device: str) -> Problem:
+    """Peers of a case follow one another, and share its inputs."""
+    return case.problem().mapped(lambda tensor: tensor.to(device))
+
+
+def _set_up(
+    context: Context, case: Any, peer: Callable[[Any], peers.Call], mode: str
+) -> Callable[[], object]:
+    return peers.timed(peer(case), _problem(case, context.device), mode).call
+
+
+def rooms(context: Context, room: str) -> Iterator[Case]:
+    """Forward and backward of a room's operations: cases of bigkernels.testing, at the sizes of a GPU."""
+    for case, shape, sizes in timed_cases(context.smoke):
+        if case.room != room:
+            continue
+        padded = " padded" if getattr(case, "lengths", None) else ""
+        for name, peer in _peers(context, case):
+            for mode, share in (("forward", 1.0), ("backward", BACKWARD[case.operation])):
+                yield Case(
+                    case.operation,
+                    f"{name}{padded} {mode}",
+                    shape,
+                    _name(case.dtype),
+                    functools.partial(_set_up, context, case, peer, mode),
+                    host=shape.startswith("1x"),
+                    compiles=name == "compile",
+                    **{kind: int(size * share) for kind, size in sizes.items()},
+                )
 
 
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Compiled for the shapes of one case; older cases' code would count against Dynamo's limit."""
     torch.compiler.reset()
     return torch.compile(function, dynamic=False)
-
-
-def _rows(
-    context: Context,
-    sizes: tuple[int, int, torch.dtype, int],
-    function: Callable[..., Tensor],
-    backward: bool,
-    compiles: bool,
-) -> Callable[[], object]:
-    m, n, dtype, inputs = sizes
-    if compiles:
-        function = _compiled(function)
-    tensors = [context.randn(m, n, dtype=dtype, grad=backward) for _ in range(inputs)]
-    vectors = 2 if inputs == 1 else 3
-    tensors += [context.randn(n, dtype=dtype, grad=backward) for _ in range(vectors)]
-    return _gradients(function, tensors) if backward else lambda: function(*tensors)
-
-
-def attention(context: Context) -> Iterator[Case]:
-    """Each backend of scaled_dot_product_attention, dense and with a padding mask; full FLOPs either way."""
-    shapes = [(128, 16, 128, 64), (32, 16, 512, 64), (8, 16, 2048, 64), (8, 16, 2048, 128)]
-    if context.smoke:
-        shapes = [(2, 2, 16, 8)]
-    backends = {
-        "default": None,
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "efficient": SDPBackend.EFFICIENT_ATTENTION,
-        "cudnn": SDPBackend.CUDNN_ATTENTION,
-        "math": SDPBackend.MATH,
-    }
-    for b, h, s, d in shapes:
-        for masked in (False, True):
-            for name, backend in backends.items():
-                make = functools.partial(_attention, context, b, h, s, d, masked, backend)
-                title = f"{name}{' padded' if masked else ''}"
-                common = {"shape": f"{b}x{h}x{s}x{d}", "dtype": "bfloat16"}
-                flops = 4 * b * h * s * s * d
-                yield Case("attention", f"{title} forward", setup=make, flops=flops, **common)
-                backward = functools.partial(make, backward=True)
-                yield Case(
-                    "attention", f"{title} backward", setup=backward, flops=flops * 5 // 2, **common
-                )
-
-
-def _attention(
-    context: Context,
-    b: int,
-    h: int,
-    s: int,
-    d: int,
-    masked: bool,
-    backend: SDPBackend | None,
-    backward: bool = False,
-) -> Callable[[], object]:
-    q, k, v = (context.randn(b, h, s, d, dtype=torch.bfloat16, grad=backward) for _ in range(3))
-    mask = None
-    if masked:  # lengths from a quarter of s to s
-        lengths = torch.linspace(s / 4, s, b, device=context.device).long()
-        mask = (torch.arange(s, device=context.device) < lengths[:, None])[:, None, None, :]
-
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(backend) if backend is not None else contextlib.nullcontext():
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-    return _gradients(call, [q, k, v]) if backward else lambda: call(q, k, v)
 
 
 def encoder(context: Context) -> Iterator[Case]:
@@ -297,7 +255,9 @@ def _encoder(
 
 GROUPS: dict[str, Callable[[Context], Iterator[Case]]] = {
     "ceilings": ceilings,
-    "layer_norm": layer_norm,
-    "attention": attention,
+    **{
+        room: functools.partial(rooms, room=room)
+        for room in ("layer_norm", "attention", "ffn", "embedding")
+    },
     "encoder": encoder,
 }

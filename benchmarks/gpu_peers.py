@@ -54,7 +54,7 @@ class Result:
     error: str | None = None
 
     def line(self) -> str:
-        head = f"{self.group:<18}{self.name:<30}{self.shape:<24}{self.dtype:<9}"
+        head = f"{self.group:<18}{self.name:<34}{self.shape:<24}{self.dtype:<9}"
         if self.median_us is None:
             return f"{head}{self.error}"
         rate = f"{self.tflops:8.1f} TFLOP/s" if self.tflops else ""
@@ -205,7 +205,7 @@ def measure(chosen: argparse.Namespace) -> None:
     ]
     cases.sort(key=lambda case: case.compiles)
     if chosen.list:
-        print("\n".join(f"{c.group:<18}{c.name:<30}{c.shape:<24}{c.dtype}" for c in cases))
+        print("\n".join(f"{c.group:<18}{c.name:<34}{c.shape:<24}{c.dtype}" for c in cases))
         return
     clock = Clock(device, chosen.smoke)
     found = machine(device)

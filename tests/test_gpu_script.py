@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from bigkernels import backends
 from tests.emulator.device import why_not
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -52,6 +53,8 @@ def test_the_script_times_what_runs_and_says_why_the_rest_does_not(tmp_path) -> 
         "layer_norm",
         "add_layer_norm",
         "attention",
+        "feed_forward",
+        "embedding",
         "encoder",
     }
     assert all(0 < r["lower_us"] <= r["median_us"] <= r["upper_us"] for r in timed)
@@ -67,16 +70,19 @@ def test_no_case_starts_after_the_time_is_up(tmp_path) -> None:
 @rehearses
 def test_our_gpu_kernels_are_timed_on_the_emulated_device(tmp_path) -> None:
     out = tmp_path / "peers.json"
-    groups = "layer_norm"
+    rooms = {room for room, backend in backends._DRAWERS if backend in ("cuda", "triton")}
     done = peers(
-        "--smoke", "--device", "emulated", "--no-compile", "--groups", groups, "--json", str(out)
+        *("--smoke", "--device", "emulated", "--no-compile"),
+        *("--groups", ",".join(sorted(rooms)), "--json", str(out)),
     )
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert record["device"] == "emulated"
-    assert [r["name"] for r in record["results"] if r["error"]] == []
+    ours = [r for r in record["results"] if r["name"].startswith("bigkernels")]
+    assert [(r["name"], r["error"]) for r in ours if r["error"]] == []
     names = {r["name"] for r in record["results"]}
     assert {"bigkernels cuda backward", "bigkernels triton backward", "eager backward"} <= names
+    assert {r["group"] for r in ours} >= {"layer_norm", "add_layer_norm"}
 
 
 def script(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -185,10 +185,11 @@ def _embedding(case: Any, inputs: Tensors) -> Mapping[str, Tensor]:
     return {"out": F.layer_norm(total, (case.n,), inputs["weight"], inputs["bias"], case.eps)}
 
 
-def _padding(case: Any, keys: int) -> Tensor | None:
+def _padding(case: Any, k: Tensor) -> Tensor | None:
     if case.lengths is None:
         return None
-    on: Tensor = torch.arange(keys) < torch.tensor(case.lengths)[:, None, None, None]
+    lengths = torch.tensor(case.lengths, device=k.device)
+    on: Tensor = torch.arange(k.shape[2], device=k.device) < lengths[:, None, None, None]
     return on
 
 
@@ -203,7 +204,7 @@ def _sdpa(backend: SDPBackend | None, case: Any, inputs: Tensors) -> Mapping[str
     forced = contextlib.nullcontext() if backend is None else sdpa_kernel(backend)
     with forced:
         out = F.scaled_dot_product_attention(
-            q, k, v, _padding(case, k.shape[2]), case.dropout_p, case.causal
+            q, k, v, _padding(case, k), case.dropout_p, case.causal
         )
     return {"out": out}
 
@@ -211,9 +212,9 @@ def _sdpa(backend: SDPBackend | None, case: Any, inputs: Tensors) -> Mapping[str
 def _eager_attention(case: Any, inputs: Tensors) -> Mapping[str, Tensor]:
     q, k, v = _qkv(inputs)
     scores = torch.matmul(q, k.transpose(2, 3)) * q.shape[-1] ** -0.5
-    mask = _padding(case, k.shape[2])
+    mask = _padding(case, k)
     if case.causal:
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
