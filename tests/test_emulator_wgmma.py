@@ -43,7 +43,7 @@ def fragments(words, product):
     return made
 
 
-@pytest.mark.parametrize("product", products(), ids=lambda product: product.name)
+@pytest.mark.parametrize("product", list(products()), ids=lambda product: product.name)
 def test_products_of_tiles_in_shared_memory(product):
     (words_a, words_b, _), got = run(product.name)
     a = fragments(words_a, product) if product.registers else tile(words_a, product, 64)

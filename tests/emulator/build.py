@@ -21,7 +21,7 @@ ARCHITECTURES = {80: "80", 90: "90a"}  # of the device, and what its PTX is comp
 
 RULES = """
 cxxflags = -std=c++20 -O3 -march=x86-64-v3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fPIC $
-  -Wall -Wextra
+  -fno-semantic-interposition -Wall -Wextra
 rule cxx
   command = $launcher $cxx $cxxflags $flags -MMD -MF $out.d -c $in -o $out
   depfile = $out.d
@@ -31,7 +31,7 @@ rule host
   depfile = $out.d
   deps = gcc
 rule link
-  command = $cxx -shared $flags $in -o $out -pthread
+  command = $cxx -shared -Wl,-Bsymbolic-functions $flags $in -o $out -pthread
 rule ptx
   command = $nvcc -std=c++20 -O3 -lineinfo -Icsrc -ptx -arch=compute_$arch -MD -MF $out.d $in -o $out
   depfile = $out.d

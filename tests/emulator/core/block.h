@@ -6,6 +6,7 @@
 #include <set>
 
 #include "global_memory.h"
+#include "products.h"
 #include "shared_memory.h"
 #include "transfer.h"
 #include "types.h"
@@ -22,19 +23,6 @@ struct CopyRequest {  // of cp.async: what one lane's copy will write
   std::array<uint8_t, 16> data;
 };
 
-struct Accumulator {  // a register that wgmma adds to, and what it left there
-  uint64_t group = 0;
-  bool pending = false;  // until it is waited for
-  std::array<uint32_t, kLanes> values{};
-};
-
-// What a group of wgmma reads until it is waited for: chunks of shared memory, and registers of A.
-struct ProductGroup {
-  std::vector<uint64_t> chunks;
-  std::vector<std::pair<Operand, std::array<uint32_t, kLanes>>> fragments;
-  bool empty() const { return chunks.empty() && fragments.empty(); }
-};
-
 struct Warp {
   uint8_t* bank[2];
   uint32_t id = 0, live = 0, started = 0;
@@ -46,9 +34,9 @@ struct Warp {
   uint32_t barrier = 0;
   std::array<std::vector<CopyRequest>, kLanes> open_copies;
   std::array<std::deque<std::vector<CopyRequest>>, kLanes> copy_groups;
-  Clock fenced;                                  // `seen` at its last fence.proxy.async
-  Clock init_fenced;                             // and at its last fence.mbarrier_init
-  std::map<uint32_t, Accumulator> accumulators;  // by the offset of the register
+  Clock fenced;       // `seen` at its last fence.proxy.async
+  Clock init_fenced;  // and at its last fence.mbarrier_init
+  Accumulators accumulators;
   ProductGroup open_products;
   std::deque<ProductGroup> product_groups;
   uint64_t product_groups_begun = 0, products = 0;

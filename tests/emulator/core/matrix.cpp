@@ -5,7 +5,7 @@
 #include "block.h"
 #include "decoder.h"
 #include "memory.h"
-#include "numbers.h"
+#include "sums.h"
 
 namespace emulator {
 namespace {
@@ -69,74 +69,62 @@ void transpose(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
   for (int lane = 0; lane < kLanes; ++lane) d[lane] = element_pair(tile, lane, true);
 }
 
-template <Type::Kind kKind>
-float widen(uint32_t bits) {
-  if (kKind == Type::kTf32) return tf32_to_float(bits);
-  const auto half = static_cast<uint16_t>(bits);
-  return kKind == Type::kBFloat ? bfloat_to_float(half) : half_to_float(half);
-}
-
-struct Fragments {
-  float a[16][16], b[16][8], c[16][8];
-};
-
 // Operand `i.vector`: registers of d, a, b, c in this order, `i.option` the depth K.
 template <Type::Kind kKind>
-void read_fragments(Warp& warp, const Instruction& i, size_t accumulators, Fragments& f) {
+void read_fragments(Warp& warp, const Instruction& i, size_t accumulators, Left& a, Right<8>& b) {
   constexpr bool kSingle = kKind == Type::kTf32;  // tf32: one element a register
   constexpr int kPer = kSingle ? 1 : 2, kChunk = kSingle ? 4 : 8;
-  const int depth = i.option;
-  const size_t a_count = static_cast<size_t>(2 * depth / kChunk), b_count = a_count / 2;
-  const Operand* a = &i.vector[accumulators];
-  const Operand *b = a + a_count, *c = b + b_count;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const int group = lane / 4, at = (lane % 4) * kPer;
-    for (size_t k = 0; k < a_count; ++k) {
-      const uint32_t bits = row<uint32_t>(warp, a[k])[lane];
+  const size_t a_count = static_cast<size_t>(2 * i.option / kChunk), b_count = a_count / 2;
+  const Operand* registers = &i.vector[accumulators];
+  for (size_t k = 0; k < a_count + b_count; ++k) {
+    const uint32_t* bits = row<uint32_t>(warp, registers[k]);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int group = lane / 4, at = lane % 4 * kPer;
       for (int h = 0; h < kPer; ++h) {
-        f.a[group + 8 * (k % 2)][at + h + kChunk * (k / 2)] = widen<kKind>(bits >> (16 * h));
+        const float value = widen(bits[lane] >> (16 * h), kKind);
+        const int n = static_cast<int>(k);
+        if (k < a_count) {
+          a.set(group + 8 * (n % 2), at + h + kChunk * (n / 2), value);
+        } else {
+          b.set(at + h + kChunk * (n - static_cast<int>(a_count)), group, value);
+        }
       }
-    }
-    for (size_t k = 0; k < b_count; ++k) {
-      const uint32_t bits = row<uint32_t>(warp, b[k])[lane];
-      for (int h = 0; h < kPer; ++h) {
-        f.b[at + h + kChunk * static_cast<int>(k)][group] = widen<kKind>(bits >> (16 * h));
-      }
-    }
-    for (int k = 0; k < 4; ++k) {
-      const int pair = 2 * (lane % 4) + k % 2;
-      f.c[group + 8 * (k / 2)][pair] =
-          accumulators == 4 ? to_float(row<uint32_t>(warp, c[k])[lane])
-                            : half_to_float(static_cast<uint16_t>(
-                                  row<uint32_t>(warp, c[k / 2])[lane] >> (16 * (k % 2))));
     }
   }
 }
 
-// Products are exact; the sum is rounded to float32 after each. The device adds more digits at
-// once.
 void multiply(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
   if (!whole_warp(block, warp, i, mask)) return;
   const size_t accumulators = i.type.bits == 32 ? 4 : 2;
-  Fragments f;
+  Left a;
+  Right<8> b;
   const auto read = i.source_type.kind == Type::kTf32     ? &read_fragments<Type::kTf32>
                     : i.source_type.kind == Type::kBFloat ? &read_fragments<Type::kBFloat>
                                                           : &read_fragments<Type::kFloat>;
-  read(warp, i, accumulators, f);
-  for (int m = 0; m < 16; ++m) {
-    for (int k = 0; k < i.option; ++k) {
-      for (int n = 0; n < 8; ++n) f.c[m][n] += f.a[m][k] * f.b[k][n];
+  read(warp, i, accumulators, a, b);
+  uint32_t sums[4][kLanes];
+  const Operand* c = &i.vector[i.vector.size() - accumulators];
+  for (size_t k = 0; k < accumulators; ++k) {
+    const uint32_t* before = row<uint32_t>(warp, c[k]);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (accumulators == 4) {
+        sums[k][lane] = before[lane];
+      } else {
+        sums[2 * k][lane] = to_bits(half_to_float(static_cast<uint16_t>(before[lane])));
+        sums[2 * k + 1][lane] = to_bits(half_to_float(static_cast<uint16_t>(before[lane] >> 16)));
+      }
     }
   }
-  for (int lane = 0; lane < kLanes; ++lane) {
-    for (int k = 0; k < 4; k += accumulators == 4 ? 1 : 2) {
-      const float* value = &f.c[lane / 4 + 8 * (k / 2)][2 * (lane % 4) + k % 2];
-      if (accumulators == 4) {
-        row<uint32_t>(warp, i.vector[static_cast<size_t>(k)])[lane] = to_bits(value[0]);
-      } else {
-        row<uint32_t>(warp, i.vector[static_cast<size_t>(k / 2)])[lane] =
-            float_to_half(value[0]) | static_cast<uint32_t>(float_to_half(value[1])) << 16;
-      }
+  add_products(a, b, 0, 0, i.option, {sums[0], sums[1]}, {sums[0], sums[1]});
+  add_products(a, b, 1, 0, i.option, {sums[2], sums[3]}, {sums[2], sums[3]});
+  for (size_t k = 0; k < accumulators; ++k) {
+    uint32_t* d = row<uint32_t>(warp, i.vector[k]);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const size_t even = 2 * k, odd = even + 1;
+      d[lane] = accumulators == 4
+                    ? sums[k][lane]
+                    : float_to_half(to_float(sums[even][lane])) |
+                          static_cast<uint32_t>(float_to_half(to_float(sums[odd][lane]))) << 16;
     }
   }
 }

@@ -63,7 +63,9 @@ class SharedMemory {
     uint16_t readers = 0;     // 1 + index of the clocks of readers in several warps
     bool several = false;     // lanes of one warp read it
     bool written = false, pending = false, atomic = false, generic = false, barrier = false;
+    bool parted = false;  // of a chunk: its granules have their own
   };
+  static constexpr uint32_t kChunk = 16;  // bytes: the widest access
   static constexpr uint16_t kNobody = 0xffff;
 
   static bool ordered(uint16_t thread, uint32_t clock, const Actor& actor) {
@@ -73,9 +75,17 @@ class SharedMemory {
   void add_reader(Record& record, const Actor& actor);
   uint32_t* clocks_of(Record& record);
   void forget_readers(Record& record);
+  std::string read_special(Record& record, uint64_t at, const Actor& actor) const;
+  std::string note_write(Record& record, const Actor& actor, bool same, bool atomic);
+  // f(record, offset, bytes) for all of a range until it returns false; one record for a whole
+  // chunk where it will do.
+  template <typename F>
+  void visit(uint64_t offset, uint32_t bytes, F f);
+  void part(uint64_t chunk);
+  void join(uint64_t offset, uint32_t bytes);
 
   std::vector<uint8_t> bytes_;
-  std::vector<Record> records_;
+  std::vector<Record> chunks_, parts_;
   std::vector<uint32_t> readers_;  // clocks of the warps that read, `clocks_` for each record
   std::vector<uint16_t> free_;     // records in it that are not used
   uint32_t granule_ = 4, clocks_ = 0;

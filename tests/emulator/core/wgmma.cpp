@@ -4,7 +4,7 @@
 // memory is read by way of the async proxy: ordinary stores need a fence.proxy.async before it.
 #include "block.h"
 #include "decoder.h"
-#include "numbers.h"
+#include "sums.h"
 
 namespace emulator {
 namespace {
@@ -49,12 +49,6 @@ struct Tile {
   }
 };
 
-float widen(uint32_t bits, Type type) {
-  if (type.kind == Type::kTf32) return tf32_to_float(bits);
-  const auto half = static_cast<uint16_t>(bits);
-  return type.kind == Type::kBFloat ? bfloat_to_float(half) : half_to_float(half);
-}
-
 struct Product {
   Block& block;
   Warp& warp;
@@ -74,27 +68,20 @@ struct Product {
     return block.shared_memory.data(at);
   }
 
-  // f(mn, k, value) for `count` rows from `first` on, in the order of memory: chunk by chunk.
+  // set(mn, k, values) of `count` rows from `first` on, in the order of memory: chunk by chunk.
   template <typename F>
-  void each(const Tile& tile, bool mn_major, int first, int count, int depth, F f) {
+  void each(const Tile& tile, bool mn_major, int first, int count, int depth, F set) {
     const int outer_count = mn_major ? depth : count, inner_count = mn_major ? count : depth;
     const int step = 16 / bytes;
     for (int outer = 0; outer < outer_count; ++outer) {
       for (int inner = 0; inner < inner_count; inner += step) {
         const int mn = mn_major ? inner : outer, k = mn_major ? outer : inner;
         const uint8_t* data = chunk(tile, mn_major, first + mn, k);
-        for (int e = 0; e < step; ++e) {
-          uint32_t bits = 0;
-          if (data != nullptr) std::memcpy(&bits, data + e * bytes, static_cast<size_t>(bytes));
-          f(mn_major ? mn + e : mn, mn_major ? k : k + e,
-            data != nullptr ? widen(bits, i.source_type) : NAN);
-        }
+        set(mn, k, data != nullptr ? widen_chunk(data, i.source_type.kind) : _mm256_set1_ps(NAN));
       }
     }
   }
 };
-
-using Accumulators = float[16][256];
 
 // Ordinary accesses to registers and wgmma's are in order only behind wgmma.fence; its own
 // accumulators need none while nobody else changes them.
@@ -102,11 +89,10 @@ void check_registers(Block& block, Warp& warp, const Instruction& i, bool adds) 
   if (warp.registers_fenced) return;
   bool ordered = adds && (i.a.present() || !warp.open_products.fragments.empty());
   for (size_t r = 0; r < i.count * size_t{4} && ordered; ++r) {
-    const auto found = warp.accumulators.find(i.vector[r].offset);
-    ordered = found != warp.accumulators.end() &&
-              (found->second.pending ||
-               std::memcmp(found->second.values.data(), row<uint32_t>(warp, i.vector[r]),
-                           sizeof found->second.values) == 0);
+    const Accumulator* found = warp.accumulators.find(i.vector[r].offset);
+    ordered = found != nullptr &&
+              (found->pending || std::memcmp(found->values.data(), row<uint32_t>(warp, i.vector[r]),
+                                             sizeof found->values) == 0);
   }
   if (ordered) return;
   block.report(i,
@@ -116,31 +102,44 @@ void check_registers(Block& block, Warp& warp, const Instruction& i, bool adds) 
 }
 
 // The 16 rows of A that belong to this warp.
-void read_a(Product& product, float (&a)[16][16], int depth) {
+void read_a(Product& product, Left& a, int depth) {
   Warp& warp = product.warp;
   const Instruction& i = product.i;
+  const bool mn_major = i.mode & 1;
+  const int per = 4 / product.bytes, chunk = 4 * per;
   if (i.a.present()) {
     const Tile tile(row<uint64_t>(warp, i.a)[0]);
-    product.each(tile, i.mode & 1, static_cast<int>(warp.id % 4 * 16), 16, depth,
-                 [&](int m, int k, float value) { a[m][k] = value; });
+    product.each(tile, mn_major, static_cast<int>(warp.id % 4 * 16), 16, depth,
+                 [&](int m, int k, __m256 values) {
+                   for (int e = 0; e < chunk; ++e) {
+                     a.set(mn_major ? m + e : m, mn_major ? k : k + e, values[e]);
+                   }
+                 });
     return;
   }
-  for (size_t k = 0; k < 4; ++k) {
-    const Operand& held = i.vector[i.count * size_t{4} + k];
+  for (int k = 0; k < 4; ++k) {
+    const Operand& held = i.vector[i.count * size_t{4} + static_cast<size_t>(k)];
     auto& [operand, values] = warp.open_products.fragments.emplace_back();
     operand = held;
     std::copy_n(row<uint32_t>(warp, held), kLanes, values.begin());
-  }
-  const int per = 4 / product.bytes, chunk = 4 * per;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    for (size_t k = 0; k < 4; ++k) {
-      const uint32_t bits = row<uint32_t>(warp, i.vector[i.count * size_t{4} + k])[lane];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const uint32_t bits = values[static_cast<size_t>(lane)];
       for (int h = 0; h < per; ++h) {
-        a[lane / 4 + 8 * (k % 2)][lane % 4 * per + h + chunk * (k / 2)] =
-            widen(bits >> (16 * h), i.source_type);
+        a.set(lane / 4 + 8 * (k % 2), lane % 4 * per + h + chunk * (k / 2),
+              widen(bits >> (16 * h), i.source_type.kind));
       }
     }
   }
+}
+
+void read_b(Product& product, Right<256>& b, int n, int depth) {
+  const Instruction& i = product.i;
+  const bool mn_major = i.mode & 2;
+  const Tile tile(row<uint64_t>(product.warp, i.b)[0]);
+  product.each(tile, mn_major, 0, n, depth, [&](int column, int k, __m256 values) {
+    if (mn_major) return b.set_eight(k, column, values);  // 16-bit elements only
+    for (int e = 0; e < 16 / product.bytes; ++e) b.set(k + e, column, values[e]);
+  });
 }
 
 void multiply(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
@@ -151,36 +150,26 @@ void multiply(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
   ++warp.products;
   warp.last_product = &i;
   Product product{block, warp, i};
-  Accumulators c;
-  float a[16][16], b[16][256];
+  Left a;
+  Right<256> b;
   read_a(product, a, depth);
-  const Tile tile(row<uint64_t>(warp, i.b)[0]);
-  product.each(tile, i.mode & 2, 0, n, depth,
-               [&](int column, int k, float value) { b[k][column] = value; });
-  const float sign = static_cast<float>(i.option);
-  const auto place = [&](int lane, int r) -> float& {
-    return c[lane / 4 + 8 * (r / 2 % 2)][r / 4 * 8 + 2 * (lane % 4) + r % 2];
-  };
-  for (int r = 0; r < n / 2; ++r) {
-    const Operand& d = i.vector[static_cast<size_t>(r)];
-    const Accumulator& held = warp.accumulators[d.offset];
-    const uint32_t* before = held.pending ? held.values.data() : row<uint32_t>(warp, d);
-    for (int lane = 0; lane < kLanes; ++lane) place(lane, r) = adds ? to_float(before[lane]) : 0;
-  }
-  for (int m = 0; m < 16; ++m) {
-    for (int k = 0; k < depth; ++k) {
-      const float value = a[m][k] * sign;
-      for (int column = 0; column < n; ++column) c[m][column] += value * b[k][column];
+  read_b(product, b, n, depth);
+  if (i.option < 0) a.negate(depth);
+  for (size_t r = 0; r < static_cast<size_t>(n / 2); r += 2) {
+    const uint32_t* from[2] = {};
+    uint32_t* to[2];
+    for (size_t e = 0; e < 2; ++e) warp.accumulators.at(i.vector[r + e].offset);
+    for (size_t e = 0; e < 2; ++e) {
+      const Operand& d = i.vector[r + e];
+      Accumulator& sums = *warp.accumulators.find(d.offset);
+      to[e] = sums.values.data();
+      if (adds) from[e] = sums.pending ? to[e] : row<uint32_t>(warp, d);
+      sums.group = warp.product_groups_begun;
+      sums.pending = true;
     }
-  }
-  for (int r = 0; r < n / 2; ++r) {
-    const Operand& d = i.vector[static_cast<size_t>(r)];
-    Accumulator& pending = warp.accumulators[d.offset];
-    pending.group = warp.product_groups_begun;
-    pending.pending = true;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      pending.values[static_cast<size_t>(lane)] = to_bits(place(lane, r));
-      row<uint32_t>(warp, d)[lane] = kPoison;
+    add_products(a, b, static_cast<int>(r / 2 % 2), static_cast<int>(r / 4), depth, from, to);
+    for (size_t e = 0; e < 2; ++e) {
+      std::fill_n(row<uint32_t>(warp, i.vector[r + e]), kLanes, kPoison);
     }
   }
 }
@@ -210,9 +199,9 @@ void synchronise(Block& block, Warp& warp, const Instruction& i, uint32_t) {
   }
   warp.registers_fenced = false;
   const uint64_t done = warp.product_groups_begun - warp.product_groups.size();
-  for (auto& [offset, held] : warp.accumulators) {
+  for (Accumulator& held : warp.accumulators) {
     if (!held.pending || held.group >= done) continue;
-    const Operand d{Operand::kRegisters, 4, false, offset, 0};
+    const Operand d{Operand::kRegisters, 4, false, held.offset, 0};
     std::copy_n(held.values.begin(), kLanes, row<uint32_t>(warp, d));
     held.pending = false;
   }
