@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import operator
 import pathlib
 import subprocess
 
@@ -50,7 +51,7 @@ def indices(view, name):
 AT = {
     **{
         f"tile {kind} swizzle {s} {d}": (3 if kind == "load" else 5, (s or 64) // SIZES[d] // 2)
-        for kind in ("load", "store")
+        for kind in ("load", "store", "add")
         for s in (0, 32, 64, 128)
         for d in ("bf16", "f32")
     },
@@ -64,6 +65,20 @@ def floats(array):
     if array.dtype == np.uint16:
         return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return array
+
+
+# What an element becomes when another one meets it.
+MEETS = {
+    "store": lambda old, new: new,
+    "add": lambda old, new: old + new,
+    "min": min,
+    "max": max,
+    "and": operator.and_,
+    "or": operator.or_,
+    "xor": operator.xor,
+    "inc": lambda old, new: 0 if old >= new else old + 1,
+    "dec": lambda old, new: new if old == 0 or old > new else old - 1,
+}
 
 
 @pytest.mark.parametrize("name", [name for name in BULK if name.startswith("tile")])
@@ -80,15 +95,14 @@ def test_tiles_are_numpy_s(name):
             expected[byte // dtype.itemsize] = tensor[index] if index >= 0 else 0
         np.testing.assert_array_equal(after[1].view(dtype), expected)
         return
-    expected = floats(tensor.copy()) if "add" in name else tensor.copy()
-    source = floats(before[0]) if "add" in name else before[0]
-    for index, byte in indices(view, name):
-        if index >= 0:
-            value = source[byte // dtype.itemsize]
-            expected[index] = expected[index] + value if "add" in name else value
-    np.testing.assert_array_equal(
-        floats(after[1].ravel()) if "add" in name else after[1].ravel(), expected
-    )
+    meets = MEETS[name.split()[1]]
+    expected, source = floats(tensor.copy()), floats(before[0])
+    with np.errstate(over="ignore"):
+        for index, byte in indices(view, name):
+            if index < 0:
+                continue
+            expected[index] = meets(expected[index], source[byte // dtype.itemsize])
+    np.testing.assert_array_equal(floats(after[1].ravel()), expected)
 
 
 def test_lines_are_copied_and_added():

@@ -12,8 +12,14 @@ from tests.conformance.cases import Case, generator, module
 from tests.conformance.driver import Argument, TensorMap
 
 TILE = 4096  # bytes; the mbarrier lies behind them
-SIZES = {"bf16": 2, "f32": 4, "u8": 1}
-STORED = {"bf16": np.uint16, "f32": np.float32, "u8": np.uint8}
+SIZES = {"bf16": 2, "f16": 2, "f32": 4, "u8": 1, "u32": 4, "s32": 4}
+STORED = {"f16": np.float16, "f32": np.float32, "u8": np.uint8, "u32": np.uint32, "s32": np.int32}
+# What a tile does to what it meets: reduction, type.
+REDUCTIONS = (
+    *((name, kind) for name in ("min", "max") for kind in ("bf16", "f16", "u32", "s32")),
+    *((name, "u32") for name in ("add", "inc", "dec", "and", "or", "xor")),
+    *(("add", kind) for kind in ("f16", "s32")),
+)
 START = """
   mov.b64 %d20, parameter_2;
   cvta.param.u64 %d21, %d20;
@@ -69,7 +75,7 @@ def array(name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     made = generator(name).integers(-99, 100, shape)
     if dtype == "bf16":
         return (made.astype(np.float32).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
-    return made.astype(STORED[dtype])
+    return made.astype(STORED[dtype])  # negative ones are large where there is no sign
 
 
 def _coordinates(at: tuple[int, ...]) -> tuple[str, str]:
@@ -111,7 +117,7 @@ def store(name: str, dtype: str, shape, box, at, swizzle: int = 0, reduction: st
     body += DRAIN.format(store=f"{form} [%d21, {place}], [%r10]")
     ptx = module(body, PARAMETERS, TILE + 64, "sm_90")
     arguments = functools.partial(_store_arguments, name, dtype, shape, box, swizzle)
-    kind = {"bf16": "bf16", "f32": "f32"}.get(dtype, "32")
+    kind = dtype if dtype in ("bf16", "f16", "f32") else "32"
     return Case(name, "bulk", ptx, arguments, (1,), (kind,), target="sm_90")
 
 
@@ -149,9 +155,13 @@ def cases() -> Iterator[Case]:
         yield load(
             f"tile load swizzle {swizzle} {dtype}", dtype, shape, box, (3, width // 2), swizzle
         )
-        yield store(
-            f"tile store swizzle {swizzle} {dtype}", dtype, shape, box, (5, width // 2), swizzle
-        )
+        for action in ("store", "add"):
+            name, at = f"tile {action} swizzle {swizzle} {dtype}", (5, width // 2)
+            reduction = action.replace("store", "")
+            yield store(name, dtype, shape, box, at, swizzle, reduction)
+    for reduction, dtype in REDUCTIONS:
+        name, box = f"tile {reduction} {dtype} at 30 8", (16, 64 // SIZES[dtype])
+        yield store(name, dtype, (40, 64), box, (30, 8), 64, reduction)
     for at in ((-3, -5), (34, 50), (60, 0)):
         name = f"at {at[0]} {at[1]}"
         yield load(f"tile load {name}", "bf16", (40, 64), (16, 32), at, 64)
