@@ -3,13 +3,13 @@ it. What it cannot see missing is not needed, and stands in EQUIVALENT with the 
 
 import dataclasses
 import functools
+import re
 
 import pytest
 import torch
 
 from bigkernels import backends
 from bigkernels.ops import triton_launch
-from bigkernels.testing.cases.attention import AttentionCase
 from bigkernels.testing.cases.embedding import EmbeddingCase
 from bigkernels.testing.cases.ffn import FeedForwardCase
 from bigkernels.testing.cases.layer_norm import AddLayerNormCase
@@ -26,11 +26,6 @@ CASES = {
         AddLayerNormCase(reason="mutants", shape=(140, 2048), x_bias=True, dropout_p=0.1),
         AddLayerNormCase(reason="mutants", shape=(140, 8192), x_bias=True, dropout_p=0.1),
     ),
-    "attention": (
-        AttentionCase(
-            reason="mutants", shape=(1, 2, 80, 200, 64), dtype=torch.bfloat16, dropout_p=0.1
-        ),
-    ),
     "ffn": (
         FeedForwardCase(
             reason="mutants",
@@ -46,14 +41,32 @@ CASES = {
     ),
 }
 # (kernel, device): {the mutant's number, from 0: why nothing is wrong with it}
-EQUIVALENT: dict[tuple[str, int], dict[int, str]] = {}
+EQUIVALENT: dict[tuple[str, int], dict[int, str]] = {
+    ("ffn_forward_kernel", 90): {
+        4: "the gate's sums have not changed since the fence of the other product"
+    },
+}
+_TOUCHES = re.compile(
+    r"\.shared(?!\.global)|(ld|st)matrix|mma|mbarrier|cp\.async\.wait|^\s*(ld|st|atom|red)\.b"
+)
+_PLACE = re.compile(r"^\$L__BB\w+:")  # of a loop, perhaps
+
+
+def nothing_before(ptx, kernel, line):
+    """Whether a kernel has only begun copies before a barrier of its straight first part: nobody has read or
+    written shared memory yet, so that Triton's barrier between the first copies and the second keeps nothing apart."""
+    first = ptx.count("\n", 0, ptx.index(kernel + "("))
+    before = ptx.splitlines()[first : line - 1]
+    begun = [text for text in before if "cp.async" in text and ".shared.global" in text]
+    others = [text for text in before if text not in begun and not text.lstrip().startswith("//")]
+    return bool(begun) and not any(_TOUCHES.search(t) or _PLACE.match(t) for t in others)
 
 
 PARAMETERS = [
     pytest.param(case, backend, id=f"{case}-{backend}", marks=[pytest.mark.full] if index else [])
     for room, backend in sorted(backends._DRAWERS)
     if backend in ("cuda", "triton")
-    for index, case in enumerate(CASES[room])
+    for index, case in enumerate(CASES.get(room, ()))
 ]
 
 
@@ -69,12 +82,19 @@ class Mutation:
         if name not in self.seen:
             self.seen.add(name)
             known = EQUIVALENT.get((name, self.device), {})
+            counted = dataclasses.replace(options, counted=True)
+            traffic = self.original(module, name, *rest, counted).traffic
+            reached = {t.ptx_line for t in traffic if t.executed > 0}
             for number, (line, text) in enumerate(mutants(module.ptx, name)):
                 self.tried += 1
                 mutant = Module(text)
                 survives = all(self._clean(mutant, name, rest, options, seed) for seed in SEEDS)
+                place = int(line.split(":")[0])
+                if survives and nothing_before(module.ptx, name, place):
+                    continue
                 if survives != (number in known):
                     what = "is not seen" if survives else "is seen, but listed as equivalent"
+                    what = what if place in reached else "is never reached by this call"
                     self.wrong.append(f"{name} sm_{self.device}: {number} (line {line}) {what}")
         return self.original(module, name, *arguments)
 
