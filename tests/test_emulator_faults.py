@@ -119,6 +119,45 @@ def test_an_access_between_two_rows_is_not_out_of_bounds_but_outside_the_view_is
     assert run(kernel(COPY, 2), [x[1:65], out], 32, 2)
 
 
+# Warp 0 writes 16 bytes a lane, warp 1 reads and changes words of them, warp 0 reads 16 bytes again.
+WIDE_AND_NARROW = """
+  mov.u32 %r1, memory;
+  and.b32 %r2, %r0, 31;
+  shl.b32 %r2, %r2, 4;
+  add.u32 %r3, %r1, %r2;
+  setp.lt.u32 %p0, %r0, 32;
+  @%p0 st.shared.v4.u32 [%r3], {%r0, %r0, %r0, %r0};
+  bar.sync 0;
+  @!%p0 ld.shared.u32 %r4, [%r3+8];
+  @!%p0 st.shared.u32 [%r3+8], %r0;
+  bar.sync 0;
+  @%p0 ld.shared.v4.u32 {%r5, %r6, %r7, %r8}, [%r3];
+  bar.sync 0;
+  @!%p0 st.shared.v4.u32 [%r3], {%r0, %r0, %r0, %r0};
+  bar.sync 0;
+  @%p0 ld.shared.v2.u32 {%r9, %r10}, [%r3+8];
+  add.u64 %d3, %d0, %d32;
+  add.u32 %r9, %r9, %r7;
+  @%p0 st.global.u32 [%d3], %r9;
+"""
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_accesses_of_16_bytes_and_of_words_are_watched_together(seed):
+    def one(body):
+        out = torch.zeros(32, dtype=torch.int32)
+        return run(kernel(body, 1, 512), [out], 64, options=Options(seed=seed)), out
+
+    report, out = one(WIDE_AND_NARROW)
+    assert report, report
+    assert torch.equal(out, 2 * torch.arange(32, 64, dtype=torch.int32))
+    parts = WIDE_AND_NARROW.split("  bar.sync 0;\n")
+    for number in range(1, len(parts)):
+        joined = parts[number - 1] + parts[number]
+        body = "  bar.sync 0;\n".join([*parts[: number - 1], joined, *parts[number + 1 :]])
+        assert_found("race|never written", one(body)[0])
+
+
 def test_a_misaligned_access_is_found():
     body = "  ld.global.v4.f32 {%f0, %f1, %f2, %f3}, [%d0+4];"
     assert_found("misaligned access of 16 bytes", run(kernel(body, 1), [torch.zeros(64)], 1))
