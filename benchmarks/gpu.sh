@@ -16,7 +16,11 @@ cd "$(dirname "$0")/.."
 parts='1 2' device=cuda
 while [[ ${1:-} == --* ]]; do
   case $1 in
-    --part) parts=$2 && shift ;;
+    --part)
+      parts=${2:-}
+      [[ $parts == [12] ]] || { printf -- '--part: %s is not 1 or 2\n' "${parts:-nothing}" >&2 && exit 2; }
+      shift
+      ;;
     --rehearse) device=emulated ;;
     *) printf 'unknown option %s\n' "$1" >&2 && exit 2 ;;
   esac
@@ -71,7 +75,7 @@ END'
 pytest=("$PYTHON" -m pytest -o addopts= -q -m 'not full' -p no:cacheprovider --maxfail=20)
 workers=()
 "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n "$((MAX_JOBS < 8 ? MAX_JOBS : 8))")
-rooms=(tests/test_layer_norm.py tests/test_attention.py tests/test_ffn.py)
+rooms=(tests/test_layer_norm.py tests/test_attention.py tests/test_ffn.py tests/test_embedding.py)
 # Which tests: of a rehearsal a few, because an emulated kernel takes a thousand times as long.
 all=cuda some='cuda and every_width and not triton'
 if [ $device = emulated ]; then

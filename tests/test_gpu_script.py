@@ -90,6 +90,15 @@ def script(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
 
 
+@pytest.mark.parametrize(
+    "words", [("--part", "3"), ("--part",), ("--part", "--rehearse"), ("--wild",)]
+)
+def test_gpu_script_refuses_what_it_does_not_know(words) -> None:
+    done = script(*words)
+    assert done.returncode == 2 and words[0] in done.stderr
+    assert done.stdout == ""
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_gpu_script_says_what_is_missing(tmp_path) -> None:
     done = script(str(tmp_path))
