@@ -14,6 +14,8 @@ from bigkernels.testing.oracle import same_bits
 
 HAND_PICKED_AND_RANDOM = cases("encoder")
 MORE_RANDOM = [case for case in cases("encoder", full=True) if case not in HAND_PICKED_AND_RANDOM]
+# So long a second product is cut in K too, once there are enough rows.
+widths = pytest.mark.parametrize("hidden", [128, 2176])
 precisions = pytest.mark.parametrize("precision", ["float32", "high", "bfloat16", "int8"])
 
 
@@ -58,17 +60,23 @@ def starts(*lengths):
 
 
 @pytest.fixture
-def network(device, precision):
+def hidden():
+    return 128
+
+
+@pytest.fixture
+def network(device, precision, hidden):
     """x, cu_seq to the result of a small encoder, its weights packed once."""
-    facts = Facts("cpu", torch.float32, precision, "gelu", False, False, 64, 128, 32, False)
+    facts = Facts("cpu", torch.float32, precision, "gelu", False, False, 64, hidden, 32, False)
     device.require("encoder", facts)
-    packed = api.pack_encoder(weights(), 2, precision)
+    packed = api.pack_encoder(weights(hidden=hidden), 2, precision)
     return lambda x, cu_seq, **options: api.encoder(
         x, cu_seq, packed, heads=2, precision=precision, backend="cpu", **options
     )
 
 
 @precisions
+@widths
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_sequence_has_the_same_bits_in_any_company(network, norm_first, causal):
@@ -83,6 +91,7 @@ def test_a_sequence_has_the_same_bits_in_any_company(network, norm_first, causal
 
 
 @precisions
+@widths
 def test_the_number_of_threads_changes_no_bit(network):
     x, cu_seq = torch.randn(333, 64), starts(100, 3, 230)
     found = []

@@ -5,7 +5,7 @@
 #include "attention/tiles_forward-inl.h"
 #include "common/cpu/tile_products.h"
 #include "encoder/tiles_int8-inl.h"
-#include "ffn/activation-inl.h"
+#include "ffn/narrow_activation-inl.h"
 
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
@@ -37,7 +37,8 @@ struct TileEncoder {
   LeftRows<kKind> input, hidden;
   LeftRows<kContext> context;
   char* attention;  // scratch of each thread
-  int64_t attention_bytes;
+  float* carried;   // the same
+  int64_t attention_bytes, carried_floats;
   AttentionCall call;
   int64_t bytes;
 
@@ -67,6 +68,12 @@ struct TileEncoder {
     hidden.data = arena.take<char>(LeftRows<kKind>::bytes(p.tokens, p.shape.hidden));
     prepare_attention();
     attention = arena.take<char>(attention_bytes * p.num_threads);
+    carried_floats = 0;
+    for (int product = 0; product < kEncoderProducts; ++product) {
+      const TileWork work = product == kOut ? work_of<kContext>(product) : work_of<kKind>(product);
+      carried_floats = max_int(carried_floats, work.carried());
+    }
+    carried = arena.take<float>(carried_floats * p.num_threads);
     bytes = arena.used;
   }
 
@@ -127,17 +134,27 @@ struct TileEncoder {
     }
   }
 
-  template <TileKind kOperand, class E, class D>
+  // Rows lie too far apart for the CPU to foresee the next one.
+  static void fetch(const void* line) { _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T0); }
+
+  template <TileKind kOperand>
+  TileWork work_of(int product) const {
+    return TileWork(p.tokens, product_rows(p.shape, product),
+                    product_depth(p.shape, product) / operand_depth<kOperand>(),
+                    operand_bytes<kOperand>(), p.num_threads);
+  }
+
+  template <TileKind kOperand, class A, class E, class D>
   void multiply(TeamMember member, const LayerWeights& layer, int product,
-                const LeftRows<kOperand>& from, RowScales scales, const E& epilogue,
-                const D& done) const {
-    const int64_t columns = product_rows(p.shape, product);
-    const TileWork work(p.tokens, columns, from.steps, operand_bytes<kOperand>());
+                const LeftRows<kOperand>& from, RowScales scales, const A& approach,
+                const E& epilogue, const D& done) const {
+    const TileWork work = work_of<kOperand>(product);
     const float* bias = layer.bias(product);
-    const ColumnScales by = {scales, bias, columns};
+    const ColumnScales by = {scales, bias, product_rows(p.shape, product)};
     member.begin(work.count());
     multiply_tile_panels(
         member, work, from, static_cast<const char*>(layer.weight(product)),
+        carried + member.thread * carried_floats, approach,
         [&](int64_t r, int64_t c, const float* sums) __attribute__((always_inline)) {
           if constexpr (kOperand == TileKind::kInt8) {
             epilogue(r, c, by.apply(r, c, sums), by.apply(r, c + Vec::kLanes, sums + Vec::kLanes));
@@ -152,6 +169,7 @@ struct TileEncoder {
   void project(TeamMember member, const LayerWeights& layer) const {
     multiply(
         member, layer, kQueryKeyValue, input, input_scales,
+        [&](int64_t r, int64_t c) { fetch(heads + (r * wide_row + c) * element_size(kAttended)); },
         [&](int64_t r, int64_t c, Vec low, Vec high) __attribute__((always_inline)) {
           if constexpr (kSplit) {
             float* out = reinterpret_cast<float*>(heads) + r * wide_row + c;
@@ -167,14 +185,17 @@ struct TileEncoder {
 
   void raise(TeamMember member, const LayerWeights& layer) const {
     visit_activation(p.activation, [&]<FfnActivation kActivation>() {
+      const NarrowActivation<kActivation> narrowed;
       multiply(
-          member, layer, kUp, input, input_scales,
+          member, layer, kUp, input, input_scales, [](int64_t, int64_t) {},
           [&](int64_t r, int64_t c, Vec low, Vec high) __attribute__((always_inline)) {
-            const Pair<Vec> y = activate<kActivation>(Pair<Vec>{low, high});
-            if constexpr (kInt8) {
-              store_bits(wide + r * hidden_row + c, narrow_pair(y.low, y.high));
-            } else {
+            if constexpr (kSplit) {
+              const Pair<Vec> y = activate<kActivation>(Pair<Vec>{low, high});
               hidden.store(r, c / kTileDepth, y.low, y.high);
+            } else if constexpr (kInt8) {
+              store_bits(wide + r * hidden_row + c, narrow_pair(narrowed(low), narrowed(high)));
+            } else {
+              hidden.store(r, c / kTileDepth, narrowed(low), narrowed(high));
             }
           },
           [&](int64_t group, int64_t shares) {
@@ -198,6 +219,11 @@ struct TileEncoder {
               const LeftRows<kOperand>& from, RowEnd end) const {
     multiply(
         member, layer, product, from, hidden_scales,
+        [&](int64_t r, int64_t c) {
+          const float* row = x + r * width_row + c;
+          fetch(row);
+          fetch(row + Vec::kLanes);
+        },
         [&](int64_t r, int64_t c, Vec low, Vec high) __attribute__((always_inline)) {
           float* row = x + r * width_row + c;
           store(row, Vec::load(row) + low);

@@ -66,18 +66,36 @@ struct LeftRows {
   static Vec widened(__m256i bits) { return {widen(bits, static_cast<BFloat16*>(nullptr))}; }
 };
 
+// Tiles 6 and 7 from weights, which stay in the L1 cache only where kKeep says so.
+template <bool kKeep>
+inline void load_tile_6(const char* b) {
+  if constexpr (kKeep) {
+    _tile_loadd(6, b, 64);
+  } else {
+    _tile_stream_loadd(6, b, 64);
+  }
+}
+template <bool kKeep>
+inline void load_tile_7(const char* b) {
+  if constexpr (kKeep) {
+    _tile_loadd(7, b, 64);
+  } else {
+    _tile_stream_loadd(7, b, 64);
+  }
+}
+
 // Tiles 0 to 3 += 16 kRows rows times 32 columns over `steps` tiles of K. between(slot) is called
 // between products, which must not follow each other at once. Tiles of operands are zeroed as soon
 // as they are dead: both free what a core's two threads share.
-template <int kRows, class F>
+template <int kRows, bool kKeep, class F>
 inline void multiply_block(const char* a, const char* b, int64_t steps, const F& between) {
   constexpr int64_t kSecond = kTileBytes;
   for (int64_t step = 0; step < steps; ++step, a += kRows * kTileBytes, b += 2 * kTileBytes) {
     _tile_stream_loadd(4, a, 64);
-    _tile_stream_loadd(6, b, 64);
+    load_tile_6<kKeep>(b);
     _tile_dpbf16ps(0, 4, 6);
     between(0);
-    _tile_stream_loadd(7, b + kSecond, 64);
+    load_tile_7<kKeep>(b + kSecond);
     if constexpr (kRows == 2) _tile_stream_loadd(5, a + kSecond, 64);
     _tile_dpbf16ps(1, 4, 7);
     _tile_zero(4);
@@ -95,15 +113,15 @@ inline void multiply_block(const char* a, const char* b, int64_t steps, const F&
 }
 
 // The same for kInt8.
-template <int kRows, class F>
+template <int kRows, bool kKeep, class F>
 inline void multiply_int8_block(const char* a, const char* b, int64_t steps, const F& between) {
   constexpr int64_t kSecond = kTileBytes;
   for (int64_t step = 0; step < steps; ++step, a += kRows * kTileBytes, b += 2 * kTileBytes) {
     _tile_stream_loadd(4, a, 64);
-    _tile_stream_loadd(6, b, 64);
+    load_tile_6<kKeep>(b);
     _tile_dpbusd(0, 4, 6);
     between(0);
-    _tile_stream_loadd(7, b + kSecond, 64);
+    load_tile_7<kKeep>(b + kSecond);
     if constexpr (kRows == 2) _tile_stream_loadd(5, a + kSecond, 64);
     _tile_dpbusd(1, 4, 7);
     _tile_zero(4);
@@ -121,15 +139,15 @@ inline void multiply_int8_block(const char* a, const char* b, int64_t steps, con
 }
 
 // The same for kSplit: 9 loads for 12 products. Every element sums high high, high low, low high.
-template <int kRows, class F>
+template <int kRows, bool kKeep, class F>
 inline void multiply_split_block(const char* a, const char* b, int64_t steps, const F& between) {
   constexpr int64_t kLow = kTileBytes, kSecond = 2 * kTileBytes;
   for (int64_t step = 0; step < steps; ++step, a += kRows * kSecond, b += 2 * kSecond) {
     _tile_stream_loadd(4, a, 64);
-    _tile_stream_loadd(6, b, 64);
+    load_tile_6<kKeep>(b);
     _tile_dpbf16ps(0, 4, 6);
     between(0);
-    _tile_stream_loadd(7, b + kSecond, 64);
+    load_tile_7<kKeep>(b + kSecond);
     if constexpr (kRows == 2) _tile_stream_loadd(5, a + kSecond, 64);
     _tile_dpbf16ps(1, 4, 7);
     between(1);
@@ -139,12 +157,12 @@ inline void multiply_split_block(const char* a, const char* b, int64_t steps, co
       _tile_dpbf16ps(3, 5, 7);
       between(3);
     }
-    _tile_stream_loadd(6, b + kLow, 64);
+    load_tile_6<kKeep>(b + kLow);
     _tile_dpbf16ps(0, 4, 6);
     between(0);
     if constexpr (kRows == 2) _tile_dpbf16ps(2, 5, 6);
     between(1);
-    _tile_stream_loadd(6, b + kSecond + kLow, 64);
+    load_tile_6<kKeep>(b + kSecond + kLow);
     _tile_dpbf16ps(1, 4, 6);
     _tile_zero(4);
     between(2);
@@ -154,7 +172,7 @@ inline void multiply_split_block(const char* a, const char* b, int64_t steps, co
     }
     between(3);
     _tile_stream_loadd(4, a + kLow, 64);
-    _tile_stream_loadd(6, b, 64);
+    load_tile_6<kKeep>(b);
     _tile_dpbf16ps(0, 4, 6);
     between(0);
     _tile_dpbf16ps(1, 4, 7);
@@ -173,29 +191,40 @@ inline void multiply_split_block(const char* a, const char* b, int64_t steps, co
   }
 }
 
-// sums (16 kRows, 32), adjacent.
-template <TileKind kKind, int kRows, class F>
-inline void sum_block(const char* a, const char* b, int64_t steps, float* sums, const F& between) {
+// to (16 kRows, 32), adjacent, = a b, or from + a b.
+template <TileKind kKind, int kRows, bool kKeep, class F>
+inline void sum_block(const char* a, const char* b, int64_t steps, const float* from, float* to,
+                      const F& between) {
   constexpr int64_t kRowBytes = kPairSide * sizeof(float);
-  _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (kRows == 2) {
-    _tile_zero(2);
-    _tile_zero(3);
+  constexpr int64_t kLow = kTileSide * kPairSide;
+  finish_stores();
+  if (from != nullptr) {
+    _tile_loadd(0, from, kRowBytes);
+    _tile_loadd(1, from + kTileSide, kRowBytes);
+    if constexpr (kRows == 2) {
+      _tile_loadd(2, from + kLow, kRowBytes);
+      _tile_loadd(3, from + kLow + kTileSide, kRowBytes);
+    }
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (kRows == 2) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
   }
   if constexpr (kKind == TileKind::kSplit) {
-    multiply_split_block<kRows>(a, b, steps, between);
+    multiply_split_block<kRows, kKeep>(a, b, steps, between);
   } else if constexpr (kKind == TileKind::kInt8) {
-    multiply_int8_block<kRows>(a, b, steps, between);
+    multiply_int8_block<kRows, kKeep>(a, b, steps, between);
   } else {
-    multiply_block<kRows>(a, b, steps, between);
+    multiply_block<kRows, kKeep>(a, b, steps, between);
   }
-  _tile_stored(0, sums, kRowBytes);
-  _tile_stored(1, sums + kTileSide, kRowBytes);
+  _tile_stored(0, to, kRowBytes);
+  _tile_stored(1, to + kTileSide, kRowBytes);
   if constexpr (kRows == 2) {
-    float* low = sums + kTileSide * kPairSide;
-    _tile_stored(2, low, kRowBytes);
-    _tile_stored(3, low + kTileSide, kRowBytes);
+    _tile_stored(2, to + kLow, kRowBytes);
+    _tile_stored(3, to + kLow + kTileSide, kRowBytes);
   }
 }
 
@@ -217,26 +246,70 @@ struct PanelAhead {
   }
 };
 
-// The units of work of a product: (block of pairs of tiles of rows, 32 columns), columns innermost.
+// How a product is cut. A unit of work is `block` pairs of tiles of rows times `span` panels of 32
+// columns, columns innermost. Where a panel is longer than the L1 cache, a unit goes through K in
+// pieces of `depth` steps and carries its sums from one to the next: so the piece of a panel stays
+// in L1 and the rows' in L2. The sums are the same ones in the same order.
 struct TileWork {
-  int64_t rows, groups, block, panels;
+  static constexpr int64_t kPanelBytes = 64 << 10, kPieceBytes = 32 << 10, kMostPairs = 8;
+  int64_t rows, steps, groups, block, panels, span, depth;
 
-  TileWork(int64_t rows, int64_t columns, int64_t steps, int64_t operand)
-      : rows(rows), groups(ceil_div(rows, kPairSide)), panels(columns / kPairSide) {
-    const int64_t most = max_int(1, kCachedBytes / (2 * operand * steps));
+  // operand: bytes of one operand's tiles at a step.
+  TileWork(int64_t rows, int64_t columns, int64_t steps, int64_t operand, int threads)
+      : rows(rows),
+        steps(steps),
+        groups(ceil_div(rows, kPairSide)),
+        panels(columns / kPairSide),
+        span(1),
+        depth(steps) {
+    int64_t most = max_int(1, kCachedBytes / (2 * operand * steps));
+    if (groups >= kMostPairs / 2 && 2 * operand * steps > kPanelBytes) {
+      depth = kPieceBytes / (2 * operand);
+      most = kMostPairs;
+    }
     block = max_int(1, ceil_div(groups, max_int(1, ceil_div(groups, most))));
+    if (depth < steps) {
+      const int64_t spans = ceil_div(4 * threads, ceil_div(groups, block));
+      span = ceil_div(panels, max_int(2, min_int(panels, spans)));
+    }
   }
-  int64_t count() const { return ceil_div(groups, block) * panels; }
+  int64_t spans() const { return ceil_div(panels, span); }
+  int64_t count() const { return ceil_div(groups, block) * spans(); }
+  // Floats that each thread carries.
+  int64_t carried() const { return depth < steps ? block * span * kBlockSums : 0; }
+};
+
+// A piece of a unit: a panel, from a step of K on.
+struct TilePiece {
+  int64_t first, end, panel, last_panel, step;  // first to end: pairs of tiles of rows
+
+  static TilePiece of(const TileWork& work, int64_t unit) {
+    const int64_t first = unit / work.spans() * work.block;
+    const int64_t panel = unit % work.spans() * work.span;
+    return {first, min_int(work.groups, first + work.block), panel,
+            min_int(work.panels, panel + work.span), 0};
+  }
+  // The unit's next piece; past its last one, the step is that of the end.
+  TilePiece next(const TileWork& work, int64_t span_begin) const {
+    TilePiece piece = *this;
+    if (++piece.panel < last_panel) return piece;
+    piece.panel = span_begin;
+    piece.step += work.depth;
+    return piece;
+  }
 };
 
 // One thread's share of y = x W^T. epilogue(row, column, sums) gets 32 sums of a row, also of rows
-// past the last that fill its tile; done(group) follows 32 columns of 32 rows.
-template <TileKind kKind, class E, class D>
+// past the last that fill its tile; approach(row, column) comes while the sums are made, to fetch
+// what the epilogue will touch; done(group) follows 32 columns of 32 rows. carried: as many floats
+// of this thread's own as `work` says.
+template <TileKind kKind, class A, class E, class D>
 inline void multiply_tile_panels(TeamMember member, const TileWork& work,
-                                 const LeftRows<kKind>& left, const char* weight, const E& epilogue,
-                                 const D& done) {
+                                 const LeftRows<kKind>& left, const char* weight, float* carried,
+                                 const A& approach, const E& epilogue, const D& done) {
   alignas(64) float sums[2][kBlockSums];
-  const int64_t panel_bytes = 2 * operand_bytes<kKind>() * left.steps;
+  constexpr int64_t kStep = 2 * operand_bytes<kKind>();
+  const int64_t panel_bytes = kStep * left.steps;
   FinishedBlock last = {nullptr, 0, 0, 0, 0, 0};
   const auto finish_row = [&] {
     epilogue(last.row + last.done, last.column, last.sums + last.done * kPairSide);
@@ -245,41 +318,63 @@ inline void multiply_tile_panels(TeamMember member, const TileWork& work,
   const auto finish = [&] {
     while (last.done < last.rows) finish_row();
     if (last.rows > 0) done(last.group);
+    last.rows = 0;
   };
   const TileScope tiles;
   int turn = 0;
-  for (int64_t unit = member.claim(), next; unit >= 0; unit = next) {
-    next = member.claim();
-    const int64_t panel = unit % work.panels, first = unit / work.panels * work.block;
-    const int64_t end = min_int(work.groups, first + work.block);
-    const char* b = weight + panel * panel_bytes;
-    PanelAhead ahead = {nullptr, nullptr, 0};
-    const bool once = end - first == 1;  // then the panel itself comes from memory
-    if (once) {
-      constexpr int64_t kAhead = 4096;
-      ahead = {b + kAhead, b + panel_bytes, panel_bytes / 64 / left.steps / 2};
-    } else if (next >= 0) {
-      ahead.next = weight + next % work.panels * panel_bytes;
-      ahead.end = ahead.next + panel_bytes;
-      ahead.lines = ceil_div(panel_bytes / 64 / left.steps, end - first);
-    }
-    const auto between = [&](int slot) {
-      if (once ? slot < 2 : slot == 2) ahead.fetch();
-      if ((slot & 1) && last.done < last.rows) finish_row();
-      tile_pause();
-    };
-    for (int64_t group = first; group < end; ++group, turn ^= 1) {
-      const char* a = left.data + group * 2 * operand_bytes<kKind>() * left.steps;
-      const bool two = 2 * group + 1 < left.tiles;
-      finish_stores();
-      if (two) {
-        sum_block<kKind, 2>(a, b, left.steps, sums[turn], between);
-      } else {
-        sum_block<kKind, 1>(a, b, left.steps, sums[turn], between);
+  for (int64_t unit = member.claim(), next_unit; unit >= 0; unit = next_unit) {
+    next_unit = member.claim();
+    TilePiece piece = TilePiece::of(work, unit), next;
+    const int64_t span_begin = piece.panel;
+    for (; piece.step < left.steps; piece = next) {
+      next = piece.next(work, span_begin);
+      const int64_t steps = min_int(work.depth, left.steps - piece.step);
+      const bool ends = piece.step + steps == left.steps;
+      const char* b = weight + piece.panel * panel_bytes + piece.step * kStep;
+      PanelAhead ahead = {nullptr, nullptr, 0};
+      const bool once = piece.end - piece.first == 1;  // then the panel itself comes from memory
+      if (once) {
+        constexpr int64_t kAhead = 4096;
+        ahead = {b + kAhead, b + panel_bytes, kStep / 64 / 2};
+      } else if (next.step < left.steps || next_unit >= 0) {
+        const TilePiece then = next.step < left.steps ? next : TilePiece::of(work, next_unit);
+        ahead.next = weight + then.panel * panel_bytes + then.step * kStep;
+        ahead.end = ahead.next + min_int(work.depth, left.steps - then.step) * kStep;
+        ahead.lines = ceil_div(kStep / 64, piece.end - piece.first);
       }
-      finish();
-      last = {sums[turn],        group, group * kPairSide, two ? kPairSide : kTileSide,
-              panel * kPairSide, 0};
+      int64_t near = 0, near_end = 0;
+      const auto between = [&](int slot) {
+        if (!(slot & 1) && near < near_end) approach(near++, piece.panel * kPairSide);
+        if (once ? slot < 2 : slot == 2) ahead.fetch();
+        if ((slot & 1) && last.done < last.rows) finish_row();
+        tile_pause();
+      };
+      for (int64_t group = piece.first; group < piece.end; ++group) {
+        const bool two = 2 * group + 1 < left.tiles;
+        const char* a = left.data + group * panel_bytes + piece.step * (two ? kStep : kStep / 2);
+        float* kept =
+            carried + ((group - piece.first) * work.span + piece.panel - span_begin) * kBlockSums;
+        const float* from = piece.step > 0 ? kept : nullptr;
+        float* to = ends ? sums[turn] : kept;
+        near = group * kPairSide;
+        near_end = ends ? near + (two ? kPairSide : kTileSide) : 0;
+        if (!two) {
+          sum_block<kKind, 1, false>(a, b, steps, from, to, between);
+        } else if (steps < left.steps) {
+          sum_block<kKind, 2, true>(a, b, steps, from, to, between);
+        } else {
+          sum_block<kKind, 2, false>(a, b, steps, from, to, between);
+        }
+        if (!ends) continue;
+        finish();
+        last = {sums[turn],
+                group,
+                group * kPairSide,
+                two ? kPairSide : kTileSide,
+                piece.panel * kPairSide,
+                0};
+        turn ^= 1;
+      }
     }
   }
   finish();

@@ -12,23 +12,42 @@
 namespace bigkernels {
 namespace {
 
+using Region = Workspace::Region;
+
 // More than this is given back after the call.
 constexpr int64_t kMostKept = int64_t{1} << 28;
-
-struct Region {
-  void* data;
-  int64_t bytes;
-};
 
 Region g_region = {nullptr, 0};
 std::atomic<bool> g_taken{false};
 
+#if defined(__linux__)
+// Fresh pages, which malloc's are not: what was small before stays so.
+Region allocate(int64_t bytes) {
+  const size_t whole = static_cast<size_t>(round_up(max_int(bytes, 1), kHugePage));
+  const size_t page = static_cast<size_t>(kHugePage);
+  void* found =
+      mmap(nullptr, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (found == MAP_FAILED) return {nullptr, 0};
+  char* begin = static_cast<char*>(found);
+  const size_t before = (page - reinterpret_cast<uintptr_t>(begin) % page) % page;
+  if (before > 0) munmap(begin, before);
+  munmap(begin + before + whole, page - before);
+  advise_huge_pages(begin + before, static_cast<int64_t>(whole));
+  return {begin + before, static_cast<int64_t>(whole)};
+}
+
+void release(Region region) {
+  if (region.data != nullptr) munmap(region.data, static_cast<size_t>(region.bytes));
+}
+#else
 Region allocate(int64_t bytes) {
   const int64_t whole = round_up(max_int(bytes, 1), kHugePage);
   void* data = std::aligned_alloc(kHugePage, static_cast<size_t>(whole));
-  if (data != nullptr) advise_huge_pages(data, whole);
   return {data, data != nullptr ? whole : 0};
 }
+
+void release(Region region) { std::free(region.data); }
+#endif
 
 }  // namespace
 
@@ -42,26 +61,23 @@ void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t byt
 #endif
 }
 
-Workspace::Workspace(int64_t bytes) : data_(nullptr), kept_(false) {
+Workspace::Workspace(int64_t bytes) : own_({nullptr, 0}), kept_(false) {
   kept_ = bytes <= kMostKept && !g_taken.exchange(true, std::memory_order_acquire);
-  if (kept_ && g_region.bytes >= bytes) {
-    data_ = g_region.data;
-    return;
-  }
+  if (kept_ && g_region.bytes >= bytes) return;
   const Region region = allocate(bytes);
-  data_ = region.data;
   if (kept_) {
-    std::free(g_region.data);
+    release(g_region);
     g_region = region;
+  } else {
+    own_ = region;
   }
 }
 
 Workspace::~Workspace() {
-  if (kept_) {
-    g_taken.store(false, std::memory_order_release);
-  } else {
-    std::free(data_);
-  }
+  release(own_);
+  if (kept_) g_taken.store(false, std::memory_order_release);
 }
+
+void* Workspace::data() const { return kept_ ? g_region.data : own_.data; }
 
 }  // namespace bigkernels

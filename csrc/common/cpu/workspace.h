@@ -13,10 +13,15 @@ class Workspace {
   ~Workspace();
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
-  void* data() const { return data_; }  // null: there is no memory
+  void* data() const;  // null: there is no memory
+
+  struct Region {
+    void* data;
+    int64_t bytes;
+  };
 
  private:
-  void* data_;
+  Region own_;
   bool kept_;
 };
 
