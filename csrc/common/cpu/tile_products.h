@@ -84,53 +84,43 @@ inline void load_tile_7(const char* b) {
   }
 }
 
+// Tile kSum += tile (4 + kSum / 2) times tile (6 + kSum % 2).
+template <TileKind kKind, int kSum>
+inline void multiply_pair() {
+  if constexpr (kKind == TileKind::kInt8) {
+    if constexpr (kSum == 0) _tile_dpbusd(0, 4, 6);
+    if constexpr (kSum == 1) _tile_dpbusd(1, 4, 7);
+    if constexpr (kSum == 2) _tile_dpbusd(2, 5, 6);
+    if constexpr (kSum == 3) _tile_dpbusd(3, 5, 7);
+  } else {
+    if constexpr (kSum == 0) _tile_dpbf16ps(0, 4, 6);
+    if constexpr (kSum == 1) _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kSum == 2) _tile_dpbf16ps(2, 5, 6);
+    if constexpr (kSum == 3) _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
 // Tiles 0 to 3 += 16 kRows rows times 32 columns over `steps` tiles of K. between(slot) is called
 // between products, which must not follow each other at once. Tiles of operands are zeroed as soon
 // as they are dead: both free what a core's two threads share.
-template <int kRows, bool kKeep, class F>
+template <TileKind kKind, int kRows, bool kKeep, class F>
 inline void multiply_block(const char* a, const char* b, int64_t steps, const F& between) {
   constexpr int64_t kSecond = kTileBytes;
   for (int64_t step = 0; step < steps; ++step, a += kRows * kTileBytes, b += 2 * kTileBytes) {
     _tile_stream_loadd(4, a, 64);
     load_tile_6<kKeep>(b);
-    _tile_dpbf16ps(0, 4, 6);
+    multiply_pair<kKind, 0>();
     between(0);
     load_tile_7<kKeep>(b + kSecond);
     if constexpr (kRows == 2) _tile_stream_loadd(5, a + kSecond, 64);
-    _tile_dpbf16ps(1, 4, 7);
+    multiply_pair<kKind, 1>();
     _tile_zero(4);
     between(1);
     if constexpr (kRows == 2) {
-      _tile_dpbf16ps(2, 5, 6);
+      multiply_pair<kKind, 2>();
       _tile_zero(6);
       between(2);
-      _tile_dpbf16ps(3, 5, 7);
-      _tile_zero(5);
-      _tile_zero(7);
-      between(3);
-    }
-  }
-}
-
-// The same for kInt8.
-template <int kRows, bool kKeep, class F>
-inline void multiply_int8_block(const char* a, const char* b, int64_t steps, const F& between) {
-  constexpr int64_t kSecond = kTileBytes;
-  for (int64_t step = 0; step < steps; ++step, a += kRows * kTileBytes, b += 2 * kTileBytes) {
-    _tile_stream_loadd(4, a, 64);
-    load_tile_6<kKeep>(b);
-    _tile_dpbusd(0, 4, 6);
-    between(0);
-    load_tile_7<kKeep>(b + kSecond);
-    if constexpr (kRows == 2) _tile_stream_loadd(5, a + kSecond, 64);
-    _tile_dpbusd(1, 4, 7);
-    _tile_zero(4);
-    between(1);
-    if constexpr (kRows == 2) {
-      _tile_dpbusd(2, 5, 6);
-      _tile_zero(6);
-      between(2);
-      _tile_dpbusd(3, 5, 7);
+      multiply_pair<kKind, 3>();
       _tile_zero(5);
       _tile_zero(7);
       between(3);
@@ -215,10 +205,8 @@ inline void sum_block(const char* a, const char* b, int64_t steps, const float* 
   }
   if constexpr (kKind == TileKind::kSplit) {
     multiply_split_block<kRows, kKeep>(a, b, steps, between);
-  } else if constexpr (kKind == TileKind::kInt8) {
-    multiply_int8_block<kRows, kKeep>(a, b, steps, between);
   } else {
-    multiply_block<kRows, kKeep>(a, b, steps, between);
+    multiply_block<kKind, kRows, kKeep>(a, b, steps, between);
   }
   _tile_stored(0, to, kRowBytes);
   _tile_stored(1, to + kTileSide, kRowBytes);
@@ -229,9 +217,30 @@ inline void sum_block(const char* a, const char* b, int64_t steps, const float* 
 }
 
 // A finished block of sums on its way through the epilogue, row by row.
+template <class E, class D>
 struct FinishedBlock {
-  const float* sums;
-  int64_t group, row, rows, column, done;
+  const E& epilogue;
+  const D& done;
+  const float* sums = nullptr;
+  int64_t group = 0, rows = 0, column = 0, next = 0;
+
+  void start(const float* block, int64_t which, int64_t count, int64_t first_column) {
+    sums = block;
+    group = which;
+    rows = count;
+    column = first_column;
+    next = 0;
+  }
+  void step() {
+    if (next >= rows) return;
+    epilogue(group * kPairSide + next, column, sums + next * kPairSide);
+    ++next;
+  }
+  void finish() {
+    while (next < rows) step();
+    if (rows > 0) done(group);
+    rows = next = 0;
+  }
 };
 
 // Lines of the next weights to be fetched while these are used.
@@ -279,25 +288,49 @@ struct TileWork {
   int64_t carried() const { return depth < steps ? block * span * kBlockSums : 0; }
 };
 
-// A piece of a unit: a panel, from a step of K on.
+// A piece of a unit: pairs of tiles of rows times a panel, from a step of K on.
 struct TilePiece {
-  int64_t first, end, panel, last_panel, step;  // first to end: pairs of tiles of rows
+  int64_t first, end, first_panel, last_panel, panel, step;
 
   static TilePiece of(const TileWork& work, int64_t unit) {
     const int64_t first = unit / work.spans() * work.block;
     const int64_t panel = unit % work.spans() * work.span;
-    return {first, min_int(work.groups, first + work.block), panel,
-            min_int(work.panels, panel + work.span), 0};
+    const int64_t last_panel = min_int(work.panels, panel + work.span);
+    return {first, min_int(work.groups, first + work.block), panel, last_panel, panel, 0};
   }
   // The unit's next piece; past its last one, the step is that of the end.
-  TilePiece next(const TileWork& work, int64_t span_begin) const {
+  TilePiece next(const TileWork& work) const {
     TilePiece piece = *this;
     if (++piece.panel < last_panel) return piece;
-    piece.panel = span_begin;
+    piece.panel = first_panel;
     piece.step += work.depth;
     return piece;
   }
+  int64_t steps(const TileWork& work) const { return min_int(work.depth, work.steps - step); }
+  // One pair of rows alone: its weights are read once, from memory.
+  bool once() const { return end - first == 1; }
 };
+
+// What to fetch during a piece, if anything follows it; step_bytes: of a panel.
+inline PanelAhead ahead_of(const TileWork& work, const TilePiece& piece, const char* weight,
+                           int64_t step_bytes, int64_t next_unit) {
+  const auto place = [&](const TilePiece& at) {
+    return weight + (at.panel * work.steps + at.step) * step_bytes;
+  };
+  if (piece.once()) {
+    constexpr int64_t kAhead = 4096;
+    const char* begin = place(piece);
+    return {begin + kAhead, begin + piece.steps(work) * step_bytes, step_bytes / 64 / 2};
+  }
+  TilePiece next = piece.next(work);
+  if (next.step >= work.steps) {
+    if (next_unit < 0) return {nullptr, nullptr, 0};
+    next = TilePiece::of(work, next_unit);
+  }
+  const char* begin = place(next);
+  return {begin, begin + next.steps(work) * step_bytes,
+          ceil_div(step_bytes / 64, piece.end - piece.first)};
+}
 
 // One thread's share of y = x W^T. epilogue(row, column, sums) gets 32 sums of a row, also of rows
 // past the last that fill its tile; approach(row, column) comes while the sums are made, to fetch
@@ -309,75 +342,50 @@ inline void multiply_tile_panels(TeamMember member, const TileWork& work,
                                  const A& approach, const E& epilogue, const D& done) {
   alignas(64) float sums[2][kBlockSums];
   constexpr int64_t kStep = 2 * operand_bytes<kKind>();
-  const int64_t panel_bytes = kStep * left.steps;
-  FinishedBlock last = {nullptr, 0, 0, 0, 0, 0};
-  const auto finish_row = [&] {
-    epilogue(last.row + last.done, last.column, last.sums + last.done * kPairSide);
-    ++last.done;
-  };
-  const auto finish = [&] {
-    while (last.done < last.rows) finish_row();
-    if (last.rows > 0) done(last.group);
-    last.rows = 0;
-  };
+  FinishedBlock<E, D> last = {epilogue, done};
   const TileScope tiles;
   int turn = 0;
   for (int64_t unit = member.claim(), next_unit; unit >= 0; unit = next_unit) {
     next_unit = member.claim();
-    TilePiece piece = TilePiece::of(work, unit), next;
-    const int64_t span_begin = piece.panel;
-    for (; piece.step < left.steps; piece = next) {
-      next = piece.next(work, span_begin);
-      const int64_t steps = min_int(work.depth, left.steps - piece.step);
-      const bool ends = piece.step + steps == left.steps;
-      const char* b = weight + piece.panel * panel_bytes + piece.step * kStep;
-      PanelAhead ahead = {nullptr, nullptr, 0};
-      const bool once = piece.end - piece.first == 1;  // then the panel itself comes from memory
-      if (once) {
-        constexpr int64_t kAhead = 4096;
-        ahead = {b + kAhead, b + panel_bytes, kStep / 64 / 2};
-      } else if (next.step < left.steps || next_unit >= 0) {
-        const TilePiece then = next.step < left.steps ? next : TilePiece::of(work, next_unit);
-        ahead.next = weight + then.panel * panel_bytes + then.step * kStep;
-        ahead.end = ahead.next + min_int(work.depth, left.steps - then.step) * kStep;
-        ahead.lines = ceil_div(kStep / 64, piece.end - piece.first);
-      }
+    for (TilePiece piece = TilePiece::of(work, unit); piece.step < work.steps;
+         piece = piece.next(work)) {
+      const int64_t steps = piece.steps(work), column = piece.panel * kPairSide;
+      const bool ends = piece.step + steps == work.steps, once = piece.once();
+      const char* b = weight + (piece.panel * work.steps + piece.step) * kStep;
+      PanelAhead ahead = ahead_of(work, piece, weight, kStep, next_unit);
       int64_t near = 0, near_end = 0;
       const auto between = [&](int slot) {
-        if (!(slot & 1) && near < near_end) approach(near++, piece.panel * kPairSide);
+        if (!(slot & 1) && near < near_end) approach(near++, column);
         if (once ? slot < 2 : slot == 2) ahead.fetch();
-        if ((slot & 1) && last.done < last.rows) finish_row();
+        if (slot & 1) last.step();
         tile_pause();
       };
       for (int64_t group = piece.first; group < piece.end; ++group) {
         const bool two = 2 * group + 1 < left.tiles;
-        const char* a = left.data + group * panel_bytes + piece.step * (two ? kStep : kStep / 2);
-        float* kept =
-            carried + ((group - piece.first) * work.span + piece.panel - span_begin) * kBlockSums;
+        const int64_t rows = two ? kPairSide : kTileSide;
+        const char* a =
+            left.data + group * work.steps * kStep + piece.step * kStep * rows / kPairSide;
+        const int64_t place = (group - piece.first) * work.span + piece.panel - piece.first_panel;
+        float* kept = carried + place * kBlockSums;
         const float* from = piece.step > 0 ? kept : nullptr;
         float* to = ends ? sums[turn] : kept;
         near = group * kPairSide;
-        near_end = ends ? near + (two ? kPairSide : kTileSide) : 0;
+        near_end = ends ? near + rows : 0;
         if (!two) {
           sum_block<kKind, 1, false>(a, b, steps, from, to, between);
-        } else if (steps < left.steps) {
+        } else if (steps < work.steps) {
           sum_block<kKind, 2, true>(a, b, steps, from, to, between);
         } else {
           sum_block<kKind, 2, false>(a, b, steps, from, to, between);
         }
         if (!ends) continue;
-        finish();
-        last = {sums[turn],
-                group,
-                group * kPairSide,
-                two ? kPairSide : kTileSide,
-                piece.panel * kPairSide,
-                0};
+        last.finish();
+        last.start(sums[turn], group, rows, column);
         turn ^= 1;
       }
     }
   }
-  finish();
+  last.finish();
 }
 
 }  // namespace
