@@ -175,3 +175,52 @@ def test_the_short_way_of_feed_forward_is_left_where_it_does_not_lead():
             bk.feed_forward(*bad)
     with pytest.raises(ValueError, match="recompute"):
         bk.feed_forward(x, *parts, recompute=False)
+
+
+@pytest.mark.skipif(
+    backends._ABSENT["layer_norm"] is not None, reason=str(backends._ABSENT["layer_norm"])
+)
+def test_the_short_way_of_layer_norm_computes_what_the_long_way_does():
+    """A call over one dimension without gradients skips the checks; naming the backend takes the long way."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        wide, *rows = (random(*s, seed=0, dtype=dtype) for s in ((4, 3, 16), (16,), (16,)))
+        for x in (wide, wide[0, 0], wide[:0], wide.transpose(0, 1), wide[:1].expand(4, 3, 16)):
+            for weight, bias in (rows, (None, rows[1]), (rows[0], None), (None, None)):
+                for shape in (16, (16,), [16]):
+                    got = bk.layer_norm(x, shape, weight, bias, 1e-3)
+                    _same(got, bk.layer_norm(x, shape, weight, bias, 1e-3, backend="cpu"))
+                    assert got.is_contiguous() and got.shape == x.shape
+    half = random(4, 16, seed=1, dtype=torch.bfloat16)
+    weight = random(16, seed=2)
+    _same(bk.layer_norm(half, 16, weight), bk.layer_norm(half, 16, weight, backend="cpu"))
+
+
+@pytest.mark.skipif(
+    backends._ABSENT["layer_norm"] is not None, reason=str(backends._ABSENT["layer_norm"])
+)
+def test_the_short_way_of_layer_norm_is_left_where_it_does_not_lead():
+    x, weight, bias = (random(*s, seed=0) for s in ((3, 16), (16,), (16,)))
+    leaf = weight.clone().requires_grad_()
+    assert bk.layer_norm(x, 16, leaf).requires_grad
+    with torch.no_grad():
+        assert not bk.layer_norm(x, 16, leaf).requires_grad
+    with bk.trace() as records:
+        bk.layer_norm(x, 16, weight, bias)
+    assert len(records) == 1
+    with bk.use_backend("cuda"), pytest.raises(bk.Unsupported):
+        bk.layer_norm(x, 16, weight)
+    for bad, name in (
+        ((x.int(), 16), "input"),
+        ((x, 8), "normalized_shape"),
+        ((x, True), "normalized_shape"),
+        ((x, 16, weight[None]), "weight"),
+        ((x, 16, weight[:8]), "weight"),
+        ((x, 16, weight.double()), "weight"),
+        ((x.double(), 16, weight), "weight"),
+        ((x, 16, weight, bias[None]), "bias"),
+        ((x, 16, weight, bias, -1.0), "eps"),
+        ((x, 16, weight, bias, float("nan")), "eps"),
+        ((x.to_sparse(), 16), "input"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=name):
+            bk.layer_norm(*bad)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +11,13 @@ from torch import Tensor
 
 from bigkernels import backends, library
 from bigkernels.ops import checks, dropout
-from bigkernels.ops.layer_norm import contract, reference
+from bigkernels.ops.layer_norm import arguments, contract, reference
 from bigkernels.ops.layer_norm.contract import Facts
 
 _OPS = {name: library.kernels(name, contract.BACKENDS) for name in contract.SCHEMAS}
 backends.register("layer_norm", contract.BACKENDS)
+_plain_cpu = _OPS["layer_norm_forward"]["cpu"]._op
+_PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 
 
 def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
@@ -133,44 +134,10 @@ def _wants_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _check_layer_norm(
-    input: object, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: object
-) -> None:
-    checks.check_float_tensor("input", input)
-    assert isinstance(input, Tensor)
-    if not shape:
-        raise ValueError("normalized_shape: expected at least one dimension, got ()")
-    if input.dim() < len(shape) or tuple(input.shape[-len(shape) :]) != shape:
-        raise ValueError(
-            f"normalized_shape: {shape} is not the end of input's shape {tuple(input.shape)}"
-        )
-    if weight is not None:
-        checks.check_parameter("weight", weight, "input", input, shape)
-    if bias is not None:
-        checks.check_parameter("bias", bias, "input", input, shape)
-    checks.check_number("eps", eps, 0.0)
-
-
 def _layer_norm_facts(x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int) -> Facts:
     needs_grad = _wants_grad(x, weight, bias)
     weight_dtype = None if weight is None else weight.dtype
     return Facts("layer_norm", x.device.type, x.dtype, weight_dtype, n, False, needs_grad)
-
-
-def _as_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(normalized_shape, (tuple, list)):
-        shape = tuple(normalized_shape)
-    elif isinstance(normalized_shape, (int, torch.SymInt, numbers.Integral)):
-        shape = (normalized_shape,)
-    else:
-        raise TypeError(
-            f"normalized_shape: expected integers, got {type(normalized_shape).__name__}"
-        )
-    if any(isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) for n in shape):
-        if any(isinstance(n, bool) or not isinstance(n, numbers.Integral) for n in shape):
-            raise TypeError(f"normalized_shape: expected integers, got {shape}")
-        shape = tuple(int(n) for n in shape)  # NumPy's
-    return shape
 
 
 def _autocast_layer_norm(
@@ -194,9 +161,43 @@ def layer_norm_facts(
     eps: float = 1e-5,
 ) -> Facts:
     """The facts by which ``layer_norm`` chooses its drawer."""
-    shape = _as_shape(normalized_shape)
-    _check_layer_norm(input, shape, weight, bias, eps)
+    shape = arguments.as_shape(normalized_shape)
+    arguments.check_layer_norm(input, shape, weight, bias, eps)
     return _layer_norm_facts(*_autocast_layer_norm(input, weight, bias), math.prod(shape))
+
+
+def _plain(
+    x: Tensor,
+    normalized_shape: object,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor | None:
+    """A CPU call over the last dimension without gradients, by the fewest steps; None if it is not one.
+
+    What this and the kernel, which checks dtypes and sizes itself, do not take goes the long way, where faults are
+    named.
+    """
+    if torch.compiler.is_compiling() or not backends.undisturbed() or not checks.nothing_active():
+        return None
+    shape = (normalized_shape,) if type(normalized_shape) is int else normalized_shape
+    if type(shape) is not tuple or len(shape) != 1 or type(eps) is not float or x is None:
+        return None
+    grad = torch.is_grad_enabled()
+    for t in (x, weight, bias):
+        if t is None:
+            continue
+        if type(t) not in _PLAIN_TYPES or not t.is_cpu or (grad and t.requires_grad):
+            return None
+        if t.dtype is not x.dtype and (t.dtype is not torch.float32 or x.dtype is torch.float64):
+            return None
+    try:
+        fits = x.shape[-1:] == shape and 0.0 <= eps < math.inf
+        for t in (weight, bias):
+            fits = fits and (t is None or t.shape == shape)
+        return _plain_cpu(x, weight, bias, shape[0], eps)[0] if fits else None
+    except (RuntimeError, TypeError):
+        return None
 
 
 def layer_norm(
@@ -224,8 +225,12 @@ def layer_norm(
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
         Unsupported: the forced backend cannot serve the call.
     """
-    shape = _as_shape(normalized_shape)
-    _check_layer_norm(input, shape, weight, bias, eps)
+    if backend is None:
+        out = _plain(input, normalized_shape, weight, bias, eps)
+        if out is not None:
+            return out
+    shape = arguments.as_shape(normalized_shape)
+    arguments.check_layer_norm(input, shape, weight, bias, eps)
     eps = float(eps)
     x, weight, bias = _autocast_layer_norm(input, weight, bias)
     n = math.prod(shape)
@@ -239,38 +244,6 @@ def layer_norm(
     if facts.needs_grad:
         return checks.apply(_LayerNorm, x, weight, bias, n, eps, name)  # type: ignore[no-any-return]
     return _OPS["layer_norm_forward"][name](x, weight, bias, n, eps)[0]  # type: ignore[no-any-return]
-
-
-def _check_add_layer_norm(
-    x: object,
-    residual: object,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: object,
-    x_bias: Tensor | None,
-    dropout_p: object,
-    rows: Tensor | None,
-) -> None:
-    checks.check_float_tensor("x", x)
-    checks.check_float_tensor("residual", residual)
-    assert isinstance(x, Tensor) and isinstance(residual, Tensor)
-    if x.shape != residual.shape:
-        raise ValueError(f"residual: shape {tuple(residual.shape)}, expected {tuple(x.shape)} as x")
-    if x.device != residual.device:
-        raise ValueError(f"residual: device {residual.device}, but x is on {x.device}")
-    if x.dim() == 0 or x.shape[-1] == 0:
-        raise ValueError(f"x: shape {tuple(x.shape)}, expected a last dimension of at least 1")
-    n = x.shape[-1]
-    total = (
-        x if x.dtype == residual.dtype else x.new_empty((0,), dtype=torch.result_type(x, residual))
-    )
-    for name, value in (("weight", weight), ("bias", bias), ("x_bias", x_bias)):
-        if value is not None:
-            checks.check_parameter(name, value, "the sum", total, (n,))
-    checks.check_number("eps", eps, 0.0)
-    checks.check_number("dropout_p", dropout_p, 0.0, 1.0)
-    if rows is not None:
-        checks.check_rows(rows, x, x.numel() // n)
 
 
 def add_layer_norm_facts(
@@ -288,7 +261,7 @@ def add_layer_norm_facts(
     rows: Tensor | None = None,
 ) -> Facts:
     """The facts by which ``add_layer_norm`` chooses its drawer."""
-    _check_add_layer_norm(x, residual, weight, bias, eps, x_bias, dropout_p, rows)
+    arguments.check_add_layer_norm(x, residual, weight, bias, eps, x_bias, dropout_p, rows)
     return _add_layer_norm_facts(x, residual, weight, bias, x_bias, dropout_p)
 
 
@@ -349,7 +322,7 @@ def add_layer_norm(
         TypeError, ValueError: an argument of the wrong type, dtype, shape, range or device.
         Unsupported: the forced backend cannot serve the call.
     """
-    _check_add_layer_norm(x, residual, weight, bias, eps, x_bias, dropout_p, rows)
+    arguments.check_add_layer_norm(x, residual, weight, bias, eps, x_bias, dropout_p, rows)
     checks.check_flag("return_sum", return_sum)
     eps, dropout_p = float(eps), float(dropout_p)
     if x.dtype != residual.dtype:
