@@ -177,13 +177,17 @@ uint64_t mixed(uint64_t hash, uint64_t word) {
   return hash ^ (hash >> 29);
 }
 
-// Small tensors whole; of larger ones a cache line of every page, or, since that would cost more
-// than a short batch, 16 of them, one in each 16th; at a place that varies. What changes a weight
-// without a trace (fused optimizers, averages, masks, merges) writes all of it or long runs.
-uint64_t fingerprint_of(const char* data, int64_t bytes, bool pages) {
+// Of dtype and shape too. Small tensors whole; of larger ones a cache line of every page, or, since
+// that would cost more than a short batch, 16 of them, one in each 16th; at a place that varies.
+// What changes a weight without a trace (fused optimizers, averages, masks, merges) writes all of
+// it or long runs.
+uint64_t fingerprint_of(const Tensor& weight, bool pages) {
   constexpr int64_t kLine = 64, kWhole = 4096;
+  const char* data = static_cast<const char*>(weight.const_data_ptr());
+  const int64_t bytes = weight.numel() * element_size(dtype_of(weight));
   const int64_t lines = pages ? max_int(16, bytes / kWhole) : 16;
-  uint64_t hash = mixed(0x243f6a8885a308d3, static_cast<uint64_t>(bytes));
+  uint64_t hash = mixed(0x243f6a8885a308d3, static_cast<uint64_t>(dtype_of(weight)));
+  for (const int64_t size : sizes_of(weight)) hash = mixed(hash, static_cast<uint64_t>(size));
   const auto add = [&](int64_t begin, int64_t count) {
     for (int64_t at = begin; at < begin + count; at += 8) {
       uint64_t word = 0;
@@ -208,9 +212,7 @@ Tensor encoder_fingerprint(const Tensors& weights, bool pages) {
   const Tensor out = empty(weights[0], {static_cast<int64_t>(weights.size())}, ScalarType::Long);
   uint64_t* hashes = static_cast<uint64_t*>(out.mutable_data_ptr());
   parallel_tiles(num_threads(), static_cast<int64_t>(kept.size()), [&](int64_t i, int) {
-    const Tensor& weight = kept[static_cast<size_t>(i)];
-    hashes[i] = fingerprint_of(static_cast<const char*>(weight.const_data_ptr()),
-                               weight.numel() * element_size(dtype_of(weight)), pages);
+    hashes[i] = fingerprint_of(kept[static_cast<size_t>(i)], pages);
   });
   return out;
 }

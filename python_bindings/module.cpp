@@ -2,6 +2,7 @@
 // the sanitizers come in here; nothing at run time does. The first argument is always the
 // instruction set.
 #include "module_attention.h"
+#include "module_encoder.h"
 #include "module_ffn.h"
 #include "module_layer_norm.h"
 #include "module_parts.h"
@@ -11,4 +12,5 @@ PYBIND11_MODULE(_native, m) {
   bigkernels::define_layer_norm(m);
   bigkernels::define_ffn(m);
   bigkernels::define_attention(m);
+  bigkernels::define_encoder(m);
 }

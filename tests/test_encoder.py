@@ -204,7 +204,14 @@ def test_a_fingerprint_tells_changed_exchanged_and_resized_weights(device, pages
     assert torch.equal(before, api.fingerprint([t.clone() for t in given], pages))
     assert before.unique().numel() == 3
     step = given[0] * 1.001
-    changed = [step, given[0].roll(1, 0), given[0][:, :299].contiguous(), given[0].T.contiguous()]
+    views = [given[0].view(100, 900), given[0].bfloat16()]
+    changed = [
+        *views,
+        step,
+        given[0].roll(1, 0),
+        given[0][:, :299].contiguous(),
+        given[0].T.contiguous(),
+    ]
     for weight in changed:
         assert not torch.equal(before[0], api.fingerprint([weight], pages)[0])
     for place in range(300):  # a small tensor is read whole

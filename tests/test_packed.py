@@ -203,6 +203,13 @@ def test_copies_are_freed_before_weights_change(drop):
     assert packed_of(model) is None
 
 
+def test_one_samples_pooler_is_stocks():
+    for dtype in (torch.float32, torch.bfloat16):
+        model = families.tiny("bert", **WIDE).to(dtype)
+        families.assert_like_stock(model, families.batch("bert", (7,)))
+        assert bigkernels.verify(model, families.batch("bert", (7,))).passed
+
+
 def test_refresh_packs_anew():
     model, handle = accelerated()
     run(model)

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bigkernels.integrations import bert, calls, eligible, heads, packing, slower, stacks, whole
@@ -163,7 +164,28 @@ def _pooled(backbone: Any, hidden: Tensor, plan: Plan) -> Tensor | None:
     pooler = getattr(backbone, "pooler", None)
     if pooler is None:
         return None
+    if plan.batch == 1 and _plain_pooler(pooler, hidden):
+        # One row: torch's product of a matrix and a vector needs a fraction of the time of a Linear in bfloat16.
+        dense = pooler.dense
+        return torch.addmv(dense.bias, dense.weight, hidden[0]).tanh_()[None]
     return pooler(hidden.index_select(0, plan.cu_seq[:-1])[:, None])  # type: ignore[no-any-return]
+
+
+def _plain_pooler(pooler: Any, hidden: Tensor) -> bool:
+    """Whether a pooler is tanh of a product on the CPU, of which nobody wants gradients; its own forward and hooks
+    have been looked at."""
+    dense, activation = pooler._modules.get("dense"), pooler._modules.get("activation")
+    return (
+        dense is not None
+        and type(activation) is nn.Tanh
+        and eligible.refuse_child("dense", dense, eligible.LINEAR) is None
+        and not (eligible.hooked(activation) or "forward" in activation.__dict__)
+        and dense.bias is not None
+        and hidden.is_cpu
+        and hidden.dtype == dense.weight.dtype
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def _layers(backbone: Any, hidden: Tensor, plan: Plan) -> tuple[Tensor, str | None]:
@@ -205,7 +227,8 @@ def forward(stock: Callable[..., Any], backbone: Any, *args: Any, **kwargs: Any)
     if hasattr(backbone, "embeddings_project"):
         hidden = backbone.embeddings_project(hidden)
     hidden, precision = _layers(backbone, hidden, plan)
-    calls.record(calls.Call(backbone, keep(given), plan, precision))
+    if calls.wanted():
+        calls.record(calls.Call(backbone, keep(given), plan, precision))
     last = packing.pad(hidden[0], plan)
     result: Any
     if hasattr(backbone, "pooler"):

@@ -37,6 +37,11 @@ def recorded() -> Iterator[list[Call]]:
         _calls.reset(token)
 
 
+def wanted() -> bool:
+    """Whether anybody collects calls."""
+    return _calls.get() is not None
+
+
 def record(call: Call) -> None:
     """Tells whoever collects calls."""
     found = _calls.get()

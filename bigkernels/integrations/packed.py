@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,24 +36,29 @@ def _version(weight: Tensor) -> int:
     return -1 if weight.is_inference() else weight._version
 
 
-def _identity(weights: Sequence[Tensor]) -> list[Any]:
-    """What changes when a weight is another tensor, or is written by an operation that counts versions."""
+def _identity(weights: Sequence[Tensor]) -> list[int]:
+    """What changes when a weight is another tensor, or is written by an operation that counts versions; dtypes and
+    shapes are the fingerprint's."""
+    places = list(map(Tensor.data_ptr, weights))
     try:
-        return [(w.data_ptr(), w._version, w.dtype, w.shape) for w in weights]
+        return places + list(map(_VERSION, weights))
     except RuntimeError:  # inference tensors count no versions
-        return [(w.data_ptr(), _version(w), w.dtype, w.shape) for w in weights]
+        return places + list(map(_version, weights))
+
+
+_VERSION = operator.attrgetter("_version")
 
 
 class PackedCopy:
     """The packed copy of one encoder's weights, made at need.
 
-    Fresh means: the tensors have the addresses, dtypes, shapes and versions they were packed at, and their values the
-    fingerprint (fused optimizers, ``.data`` and ``vector_to_parameters`` change values without a new version).
+    Fresh means: the tensors have the addresses and versions they were packed at, and their dtypes, shapes and values
+    the fingerprint (fused optimizers, ``.data`` and ``vector_to_parameters`` change values without a new version).
     Lives outside the model: nothing of it gets into a state_dict, a deepcopy or a pickle.
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[list[Any], tuple[Tensor, Tensor], api.Packed] | None = None
+        self._kept: tuple[list[int], tuple[Tensor, Tensor], api.Packed] | None = None
 
     @property
     def bytes(self) -> int:

@@ -161,6 +161,6 @@ def encoder(
 
 
 def fingerprint(weights: Sequence[Tensor], pages: bool) -> Tensor:
-    """(number of weights,) int64, equal for equal bits. Of each weight a cache line of every page of 4 KiB is read, or
-    without pages 16 lines; small ones whole."""
+    """(number of weights,) int64, equal for equal bits, dtypes and shapes. Of each weight a cache line of every page
+    of 4 KiB is read, or without pages 16 lines; small ones whole."""
     return _OPS["encoder_fingerprint"]["cpu"](list(weights), pages)  # type: ignore[no-any-return]
