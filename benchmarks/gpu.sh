@@ -40,6 +40,7 @@ say() { printf '%s\n' "$*" | tee -a "$OUT/summary.txt"; }
 step() {
   local name=$1 limit=$2 start=$SECONDS status
   shift 2
+  [ $device = emulated ] && limit=$((2 * limit)) # a rehearsal may share its machine with others
   printf '\n== %s\n' "$name" >>"$log"
   timeout -k 5 "$limit" "$@" >"$log.step" 2>&1
   status=$?
