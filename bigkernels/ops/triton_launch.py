@@ -70,6 +70,38 @@ def multiprocessors(device: torch.device) -> int:
     return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
 
 
+@functools.cache
+def _architecture(device_index: int) -> str:
+    if torch.version.hip is not None:
+        return "gfx942"
+    return "sm_90" if torch.cuda.get_device_capability(device_index) >= (9, 0) else "sm_80"
+
+
+def architecture(device: torch.device) -> str:
+    """The one of "sm_80", "sm_90" and "gfx942" whose configurations suit a device."""
+    if device.type == "cuda":
+        return _architecture(torch.cuda.current_device() if device.index is None else device.index)
+    if INTERPRETED:
+        return "sm_80"
+    import triton
+
+    return f"sm_{triton.runtime.driver.active.get_current_target().arch}"
+
+
+_PRODUCTS = {"highest": "ieee", "high": "bf16x3", "medium": "tf32"}
+
+
+def float32_products(dtype: torch.dtype) -> str:
+    """tl.dot's input_precision for a dtype, as torch's setting has it: "high" is what torch documents, each float32
+    as a sum of two bfloat16, and "medium" the one product that is cheapest.
+
+    Raises RuntimeError, torch's, if the newer setting of a backend of its own was used beside it.
+    """
+    if dtype != torch.float32:
+        return "tf32"  # which products of 16-bit elements do not look at
+    return _PRODUCTS[torch.get_float32_matmul_precision()]
+
+
 def dense(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
@@ -92,6 +124,27 @@ class Dropout(NamedTuple):
 
 
 NO_DROPOUT = Dropout()
+
+
+# Rows and columns of one program of column_sums.
+COLUMN_SUM_TILE = (64, 32)
+
+
+def column_sums(partials: list[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """Each (P, N) float32 of at most three summed to (N,), in an order fixed by its shape."""
+    from bigkernels.ops.triton_sums import column_sum_kernel
+
+    totals = [None if p is None else p.new_empty(p.shape[1], dtype=dtype) for p in partials]
+    given = [p for p in partials if p is not None]
+    if given:
+        absent = [None] * (3 - len(partials))
+        block_m, block_n = COLUMN_SUM_TILE
+        count, n = given[0].shape
+        column_sum_kernel[(-(-n // block_n), len(partials))](
+            *partials, *absent, *totals, *absent, count, n,
+            BLOCK_M=block_m, BLOCK_N=block_n, num_warps=4,
+        )  # fmt: skip
+    return totals
 
 
 def register(*functions: Callable[..., Any]) -> None:

@@ -31,13 +31,14 @@ def triton_rows(known: dict[tuple[str, str], Row], wanted: re.Pattern[str]) -> I
     from tests.static import triton_kernels
 
     changed = []
-    for name, configuration in triton_kernels.configurations().items():
-        for arch in triton_kernels.TARGETS if wanted.search(name) else ():
-            before = known.get((name, arch))
-            if before is not None and before.digest == configuration.digest(arch):
-                yield before, []
-            else:
-                changed.append((name, arch))
+    for key, configuration in triton_kernels.configurations().items():
+        before = known.get(key)
+        if not wanted.search(key[0]):
+            continue
+        if before is not None and before.digest == configuration.digest(key[1]):
+            yield before, []
+        else:
+            changed.append(key)
     if not changed:
         return
     jobs = int(os.environ.get("MAX_JOBS", "2"))

@@ -35,7 +35,7 @@ CUDA_ONLY = ("maxnreg",)
 class Configuration:
     """types: of each argument as Triton writes them (those of constants do not matter). divisible: integers
     that a call passes as multiples of 16. promises: of "wide load", "wide store", "HMMA", "HGMMA" (the last
-    on sm_90 alone): what the code must contain."""
+    on sm_90 alone): what the code must contain. architectures: those it is launched on."""
 
     name: str
     kernel: Any
@@ -44,6 +44,7 @@ class Configuration:
     options: dict[str, int]
     divisible: tuple[str, ...] = ()
     promises: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = tuple(TARGETS)
 
     def source(self) -> ASTSource:
         signature = {
@@ -70,13 +71,16 @@ class Configuration:
 
 
 @functools.cache
-def configurations() -> dict[str, Configuration]:
-    """Those of all rooms, by name."""
-    found = {}
+def configurations() -> dict[tuple[str, str], Configuration]:
+    """Those of all rooms, by name and architecture: one name may stand for others elsewhere."""
+    found: dict[tuple[str, str], Configuration] = {}
     for path in sorted(pathlib.Path(__file__).parent.glob("triton_*.py")):
         if path.stem != "triton_kernels":
             module = importlib.import_module(f"tests.static.{path.stem}")
-            found.update({c.name: c for c in module.configurations()})
+            for c in module.configurations():
+                for arch in c.architectures:
+                    assert (c.name, arch) not in found, (c.name, arch)
+                    found[c.name, arch] = c
     return found
 
 
@@ -86,7 +90,7 @@ def _share(counts: collections.Counter[str], kind: str) -> int:
 
 def compiled(name: str, arch: str) -> tuple[Row, list[str]]:
     """The row of a configuration, and what is wrong with its code whatever the table says."""
-    configuration, target = configurations()[name], TARGETS[arch]
+    configuration, target = configurations()[name, arch], TARGETS[arch]
     built = triton.compile(
         configuration.source(), target=target, options=configuration.options_for(target)
     )

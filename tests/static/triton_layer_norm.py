@@ -12,9 +12,8 @@ TYPES = {
     **dict.fromkeys(("seed_ptr", "offset_ptr", "row_ids_ptr"), "*i64"),
     **dict.fromkeys(("mean_ptr", "rstd_ptr"), "*fp32"),
     **{f"{name}_ptr": "*fp32" for name in ("dweight", "dbias", "dx_bias")},
-    **{f"{name}_partial_ptr": "*fp32" for name in ("dweight", "dbias", "dx_bias")},
     **dict.fromkeys(("eps", "scale"), "fp32"),
-    **dict.fromkeys(("M", "N", "P", "row_length"), "i32"),
+    **dict.fromkeys(("M", "N", "row_length"), "i32"),
     "threshold": "i64",
 }
 WIDTHS = tuple(1 << power for power in range(4, 14))
@@ -63,14 +62,3 @@ def configurations() -> Iterator[Configuration]:
                     divisible=("N",),
                     promises=("wide load", "wide store"),
                 )
-    block_m, block_n = drawer.COLUMN_SUM_TILE
-    kernel = kernels.layer_norm_column_sum_kernel
-    yield Configuration(
-        "triton layer_norm column_sum",
-        kernel,
-        {**dict.fromkeys(kernel.arg_names, "*fp32"), **TYPES},
-        {"BLOCK_M": block_m, "BLOCK_N": block_n},
-        {"num_warps": 4},
-        divisible=("N",),
-        promises=("wide load",),
-    )

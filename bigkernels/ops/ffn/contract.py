@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BACKENDS = ("cpu",)
+BACKENDS = ("triton", "cpu")
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 

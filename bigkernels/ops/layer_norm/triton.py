@@ -22,7 +22,6 @@ FORWARD_ELEMENTS, BACKWARD_ELEMENTS = 16, 8
 # The backward kernel runs 16 warps a multiprocessor: they may have all of its 65,536 registers.
 # Said aloud, because ptxas otherwise spills two of them here and there to fit a warp more.
 BACKWARD_WARPS, BACKWARD_REGISTERS = 16, 128
-COLUMN_SUM_TILE = (64, 32)
 
 
 def limits(facts: Facts) -> tuple[str, ...]:
@@ -121,19 +120,6 @@ def add_layer_norm_forward(
     return _forward(x, residual, weight, bias, x.shape[-1], eps, x_bias, dropout, save_sum)
 
 
-def _column_sums(partials: list[Tensor | None], programs: int, n: int) -> list[Tensor | None]:
-    """Each (programs, n) summed to (n,), in an order fixed by its shape."""
-    from . import triton_kernels as kernels
-
-    totals = [None if p is None else p.new_empty(n) for p in partials]
-    if any(partial is not None for partial in partials):
-        block_m, block_n = COLUMN_SUM_TILE
-        kernels.layer_norm_column_sum_kernel[(-(-n // block_n), 3)](
-            *partials, *totals, programs, n, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=4
-        )
-    return totals
-
-
 def _launch_backward(
     dout: Tensor,
     dsum: Tensor | None,
@@ -197,7 +183,7 @@ def _backward(
             else:
                 _launch_backward(*inputs, [*rows, None, None, partials[2]], programs)
                 _launch_backward(*inputs, [None, None, *partials[:2], None], programs)
-            sums = _column_sums(partials, programs, n)
+            sums = triton_launch.column_sums(partials, torch.float32)
     # Results may not share memory, empty ones neither.
     likes = (total, total, mean, mean, mean)
     return tuple(

@@ -1,0 +1,83 @@
+"""Every configuration in which the ffn room's Triton drawer launches its kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from bigkernels.ops.ffn import triton_kernels as kernels
+from bigkernels.ops.ffn import triton_tiles
+from tests.static.triton_kernels import Configuration
+
+TYPES = {
+    **dict.fromkeys(("seed_ptr", "offset_ptr", "row_ids_ptr"), "*i64"),
+    **dict.fromkeys(("dbias1_ptr", "dbias_gate_ptr"), "*fp32"),
+    **dict.fromkeys(("M", "F", "E", "E2", "row_length"), "i32"),
+    "threshold": "i64",
+    "scale": "fp32",
+}
+GATE = ("weight_gate_ptr", "bias_gate_ptr", "gate_ptr", "dgate_ptr", "dbias_gate_ptr")
+# (dtype, PRECISION, activation, gated): the activations in one dtype, the dtypes with one activation.
+VARIANTS = (
+    ("bf16", "tf32", "gelu", False),
+    ("bf16", "tf32", "gelu", True),
+    ("bf16", "tf32", "gelu_tanh", False),
+    ("bf16", "tf32", "relu", False),
+    ("bf16", "tf32", "silu", True),
+    ("fp16", "tf32", "gelu", False),
+    ("fp32", "tf32", "gelu", False),
+    ("fp32", "bf16x3", "gelu", False),
+    ("fp32", "ieee", "gelu", False),
+    ("fp32", "ieee", "silu", True),
+)
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def configurations() -> Iterator[Configuration]:
+    for architecture in triton_tiles.ARCHITECTURES:
+        for dtype, precision, activation, gated in VARIANTS:
+            for direction in ("gated" if gated else "forward", "backward"):
+                for large in (False,) if dtype == "fp32" else (True, False):
+                    tile = triton_tiles.tile_of(
+                        architecture, direction, DTYPES[dtype], precision, large
+                    )
+                    yield _configuration(
+                        architecture, direction, dtype, precision, activation, gated, large, tile
+                    )
+
+
+def _configuration(
+    architecture: str,
+    direction: str,
+    dtype: str,
+    precision: str,
+    activation: str,
+    gated: bool,
+    large: bool,
+    tile: triton_tiles.Tile,
+) -> Configuration:
+    backward = direction == "backward"
+    kernel = kernels.ffn_backward_kernel if backward else kernels.ffn_forward_kernel
+    constants = {
+        **({} if gated else dict.fromkeys(name for name in GATE if name in kernel.arg_names)),
+        "ACTIVATION": activation,
+        "PRECISION": precision,
+        "DROPOUT": True,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_K": tile.block_k,
+    }
+    products = "HGMMA" if precision != "ieee" else None
+    words = [direction, "gated" if gated and backward else "", activation, dtype]
+    words += [precision] if dtype == "fp32" else ["large" if large else "small"]
+    return Configuration(
+        " ".join(["triton ffn", *filter(None, words)]),
+        kernel,
+        {**dict.fromkeys(kernel.arg_names, f"*{dtype}"), **TYPES},
+        constants,
+        {"num_warps": tile.num_warps, "num_stages": tile.num_stages},
+        divisible=("F", "E", "E2"),
+        promises=("wide store", *([products] if products else [])),
+        architectures=(architecture,),
+    )
