@@ -70,6 +70,27 @@ def multiprocessors(device: torch.device) -> int:
     return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
 
 
+# Kernels that go round over rows run 16 warps a multiprocessor: they may have all of its 65,536 registers.
+# Said aloud, because ptxas otherwise spills two of them here and there to fit a warp more.
+BACKWARD_WARPS, BACKWARD_REGISTERS = 16, 128
+
+
+@functools.cache
+def row_tile(n: int, elements_per_thread: int) -> tuple[int, int, int]:
+    """(BLOCK_M, BLOCK_N, num_warps) for whole rows of n columns: a function of n alone, so that a row's
+    statistics do not depend on how many rows come with it."""
+    block_n = max(16, 1 << (n - 1).bit_length())
+    block_m = max(1, 1024 // block_n)
+    warps = block_m * block_n // (32 * elements_per_thread)
+    return block_m, block_n, min(16, max(4, warps))
+
+
+def row_programs(device: torch.device, row_blocks: int, num_warps: int) -> int:
+    """Programs that go round over rows, as many as run at once: each makes one partial sum."""
+    at_once = BACKWARD_WARPS // num_warps if device.type == "cuda" else 1
+    return min(row_blocks, multiprocessors(device) * at_once)
+
+
 @functools.cache
 def _architecture(device_index: int) -> str:
     if torch.version.hip is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bigkernels.ops import triton_launch
 from bigkernels.ops.layer_norm import triton as drawer
 from bigkernels.ops.layer_norm import triton_kernels as kernels
 from tests.static.triton_kernels import Configuration
@@ -34,18 +35,18 @@ BACKWARD_TWO_PASS = {
 
 
 def _row_kernels(n: int) -> Iterator[tuple[str, object, dict[str, object], dict[str, int]]]:
-    block_m, block_n, num_warps = drawer.tile(n, drawer.FORWARD_ELEMENTS)
+    block_m, block_n, num_warps = triton_launch.row_tile(n, drawer.FORWARD_ELEMENTS)
     tile = {"BLOCK_M": block_m, "BLOCK_N": block_n}
     for name, (absent, dropout) in FORWARD.items():
         constants = {**dict.fromkeys(absent), "DROPOUT": dropout, **tile}
         options = {"num_warps": num_warps}
         yield f"{name}_forward", kernels.layer_norm_forward_kernel, constants, options
-    block_m, block_n, num_warps = drawer.tile(n, drawer.BACKWARD_ELEMENTS)
+    block_m, block_n, num_warps = triton_launch.row_tile(n, drawer.BACKWARD_ELEMENTS)
     tile = {"BLOCK_M": block_m, "BLOCK_N": block_n}
     variants = BACKWARD if n <= drawer.MAX_COLUMNS_ONE_PASS else BACKWARD_TWO_PASS
     for name, (absent, dropout) in variants.items():
         constants = {**dict.fromkeys(absent), "DROPOUT": dropout, **tile}
-        options = {"num_warps": num_warps, "maxnreg": drawer.BACKWARD_REGISTERS}
+        options = {"num_warps": num_warps, "maxnreg": triton_launch.BACKWARD_REGISTERS}
         yield f"{name}_backward", kernels.layer_norm_backward_kernel, constants, options
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BACKENDS = ("cpu",)
+BACKENDS = ("triton", "cpu")
 
 
 class Facts(NamedTuple):

@@ -5,8 +5,6 @@ The kernels (triton_kernels.py) are imported at the first call, and triton with 
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -19,9 +17,6 @@ MAX_COLUMNS = 8192
 MAX_COLUMNS_ONE_PASS = 4096
 # Elements of a row that one thread holds: the backward kernel keeps several values of each.
 FORWARD_ELEMENTS, BACKWARD_ELEMENTS = 16, 8
-# The backward kernel runs 16 warps a multiprocessor: they may have all of its 65,536 registers.
-# Said aloud, because ptxas otherwise spills two of them here and there to fit a warp more.
-BACKWARD_WARPS, BACKWARD_REGISTERS = 16, 128
 
 
 def limits(facts: Facts) -> tuple[str, ...]:
@@ -32,22 +27,6 @@ def limits(facts: Facts) -> tuple[str, ...]:
     if not 1 <= facts.n <= MAX_COLUMNS:
         reasons += (f"n {facts.n} not in 1..{MAX_COLUMNS}",)
     return reasons
-
-
-@functools.cache
-def tile(n: int, elements_per_thread: int) -> tuple[int, int, int]:
-    """(BLOCK_M, BLOCK_N, num_warps) for rows of n columns: a function of n alone, so that a row's
-    statistics do not depend on how many rows come with it."""
-    block_n = max(16, 1 << (n - 1).bit_length())
-    block_m = max(1, 1024 // block_n)
-    warps = block_m * block_n // (32 * elements_per_thread)
-    return block_m, block_n, min(16, max(4, warps))
-
-
-def _programs(device: torch.device, row_blocks: int, num_warps: int) -> int:
-    """Programs of the backward kernel, as many as run at once: each makes one partial sum."""
-    at_once = BACKWARD_WARPS // num_warps if device.type == "cuda" else 1
-    return min(row_blocks, triton_launch.multiprocessors(device) * at_once)
 
 
 def _forward(
@@ -71,7 +50,7 @@ def _forward(
     rstd = x.new_empty(m, dtype=torch.float32)
     if m == 0:
         return out, total, mean, rstd
-    block_m, block_n, num_warps = tile(n, FORWARD_ELEMENTS)
+    block_m, block_n, num_warps = triton_launch.row_tile(n, FORWARD_ELEMENTS)
     with device_of(x):
         kernels.layer_norm_forward_kernel[(-(-m // block_m),)](
             x,
@@ -136,7 +115,7 @@ def _launch_backward(
     are (programs, n) partial sums."""
     from . import triton_kernels as kernels
 
-    block_m, block_n, num_warps = tile(n, BACKWARD_ELEMENTS)
+    block_m, block_n, num_warps = triton_launch.row_tile(n, BACKWARD_ELEMENTS)
     kernels.layer_norm_backward_kernel[(programs,)](
         dout,
         dsum,
@@ -153,7 +132,7 @@ def _launch_backward(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         num_warps=num_warps,
-        maxnreg=BACKWARD_REGISTERS,
+        maxnreg=triton_launch.BACKWARD_REGISTERS,
     )
 
 
@@ -173,8 +152,8 @@ def _backward(
     rows = [torch.empty_like(total) if need else None for need in needs[:2]]
     sums: list[Tensor | None] = [mean.new_zeros(n) if need else None for need in needs[2:]]
     if m > 0:
-        block_m, _, num_warps = tile(n, BACKWARD_ELEMENTS)
-        programs = _programs(total.device, -(-m // block_m), num_warps)
+        block_m, _, num_warps = triton_launch.row_tile(n, BACKWARD_ELEMENTS)
+        programs = triton_launch.row_programs(total.device, -(-m // block_m), num_warps)
         partials = [mean.new_empty(programs, n) if need else None for need in needs[2:]]
         inputs = (dout.contiguous(), dense(dsum), total, mean, rstd, dense(weight), n, dropout)
         with device_of(total):
