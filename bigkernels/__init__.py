@@ -8,6 +8,7 @@ from typing import Any
 from bigkernels.backends import Unsupported, explain, trace, use_backend
 from bigkernels.ops.attention.api import scaled_dot_product_attention, varlen_attn
 from bigkernels.ops.attention.weights import attention_weights
+from bigkernels.ops.cross_entropy.api import cross_entropy
 from bigkernels.ops.embedding.api import embedding
 from bigkernels.ops.ffn.api import feed_forward
 from bigkernels.ops.layer_norm.api import add_layer_norm, layer_norm
@@ -18,6 +19,7 @@ __all__ = [
     "Unsupported",
     "add_layer_norm",
     "attention_weights",
+    "cross_entropy",
     "embedding",
     "explain",
     "feed_forward",

@@ -12,7 +12,7 @@ import pathlib
 
 import torch
 
-ROOMS = ("layer_norm", "attention", "ffn", "encoder", "embedding")
+ROOMS = ("layer_norm", "attention", "ffn", "encoder", "embedding", "cross_entropy")
 
 LIBRARY = torch.library.Library("bigkernels", "FRAGMENT")
 
@@ -72,6 +72,9 @@ def why_no_kernels(room: str) -> str | None:
     """Why the C++ extension does not serve a room on the CPU, or None if it does."""
     if extension_error is not None:
         return extension_error
+    contract = importlib.import_module(f"bigkernels.ops.{room}.contract")
+    if "cpu" not in contract.BACKENDS:
+        return None  # nobody asks
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"bigkernels::{room}_forward_cpu", "CPU"):
         return None
     return f"the C++ extension holds no {room} kernels"

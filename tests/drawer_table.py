@@ -13,6 +13,7 @@ import torch
 
 from bigkernels import backends, library
 from bigkernels.ops.attention.contract import Facts as AttentionFacts
+from bigkernels.ops.cross_entropy.contract import Facts as CrossEntropyFacts
 from bigkernels.ops.embedding.contract import Facts as EmbeddingFacts
 from bigkernels.ops.encoder import api as encoder  # noqa: F401  registers its drawers
 from bigkernels.ops.encoder import cpu as encoder_cpu
@@ -93,6 +94,10 @@ ROOMS = {
             "dropout": (False, True),
             "needs_grad": (True, False),
         },
+    ),
+    "cross_entropy": (
+        CrossEntropyFacts,
+        {"dtype": DTYPES, "smoothing": (False, True), "needs_grad": (True, False)},
     ),
 }
 

@@ -200,6 +200,25 @@ def embedding_backward(device, forward):
     return found
 
 
+def cross_entropy_forward(device, forward):
+    (logits,) = _draw(device, (5, 9))
+    target = torch.tensor([1, 8, -100, 0, 3], device=device)
+    return [
+        (logits, target, -100, 0.0),
+        (logits.half(), target, -100, 0.1),
+        (logits.T.contiguous().T, target, -100, 0.0),
+        (logits[:0], target[:0], -100, 0.0),
+    ]
+
+
+def cross_entropy_backward(device, forward):
+    found = []
+    for logits, target, *rule in cross_entropy_forward(device, forward):
+        loss, lse = forward(logits, target, *rule)
+        found.append((torch.randn_like(loss), logits, lse, target, *rule))
+    return found
+
+
 def philox_seed(device, forward):
     return [(torch.empty(3, device=device),)]
 
@@ -221,6 +240,8 @@ SAMPLES = {
         encoder_fingerprint,
         embedding_forward,
         embedding_backward,
+        cross_entropy_forward,
+        cross_entropy_backward,
         philox_seed,
     )
 }

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bigkernels.ops.attention import api as attention
+from bigkernels.ops.cross_entropy import api as cross_entropy
 from bigkernels.ops.embedding import api as embedding
 from bigkernels.ops.ffn import api as ffn
 from bigkernels.ops.layer_norm import api as layer_norm
@@ -33,6 +34,12 @@ FACTS = {
     ),
     "varlen_attn": Entry(
         attention.varlen_attn, "attention", attention.varlen_facts, attention.notes
+    ),
+    "cross_entropy": Entry(
+        cross_entropy.cross_entropy,
+        "cross_entropy",
+        cross_entropy.cross_entropy_facts,
+        cross_entropy.notes,
     ),
     "embedding": Entry(
         embedding.embedding, "embedding", embedding.embedding_facts, embedding.notes

@@ -92,6 +92,17 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def raising_index_errors(op: Callable[..., Any], *arguments: Any) -> Any:
+    """``op(*arguments)``; what it says of an index outside its range is an IndexError, as torch's is."""
+    try:
+        return op(*arguments)
+    except RuntimeError as error:
+        _, outside, what = str(error).partition("index out of range: ")
+        if not outside:
+            raise
+        raise IndexError(outside + what) from None
+
+
 def recorded() -> bool:
     """Whether torch.compile or torch.jit.trace records the call for other values than the ones at hand."""
     return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None

@@ -23,13 +23,7 @@ def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
 
 def _forward(backend: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The drawer's forward; an id outside its table is an IndexError, as torch's."""
-    try:
-        return _OPS["embedding_forward"][backend](*arguments)  # type: ignore[no-any-return]
-    except RuntimeError as error:
-        _, outside, what = str(error).partition("index out of range: ")
-        if not outside:
-            raise
-        raise IndexError(outside + what) from None
+    return checks.raising_index_errors(_OPS["embedding_forward"][backend], *arguments)  # type: ignore[no-any-return]
 
 
 class _Embedding(torch.autograd.Function):

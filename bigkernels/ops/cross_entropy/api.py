@@ -1,0 +1,132 @@
+"""Public function of the cross_entropy room: checks, the choice of a drawer, autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigkernels import backends, library
+from bigkernels.ops import checks
+from bigkernels.ops.cross_entropy import contract, reference
+from bigkernels.ops.cross_entropy.contract import Facts
+
+REDUCTIONS = ("mean", "sum", "none")
+_OPS = {name: library.kernels(name, contract.BACKENDS) for name in contract.SCHEMAS}
+backends.register("cross_entropy", contract.BACKENDS)
+
+
+def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
+    """Remarks for ``explain``."""
+    return ()
+
+
+class _Losses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        ignore_index: int,
+        label_smoothing: float,
+        backend: str,
+    ) -> Tensor:
+        rule = (ignore_index, label_smoothing)
+        forward = _OPS["cross_entropy_forward"][backend]
+        loss, lse = checks.raising_index_errors(forward, logits, target, *rule)
+        ctx.save_for_backward(logits, lse, target)
+        ctx.rule, ctx.backend = rule, backend
+        return loss  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        logits, lse, target = ctx.saved_tensors
+        if checks.recomputing():
+            found = checks.differentiate(
+                lambda x: reference.losses(x, target, *ctx.rule), (logits,), (True,), (dloss,)
+            )
+            return found[0], None, None, None, None
+        backward = _OPS["cross_entropy_backward"][ctx.backend]
+        return backward(dloss, logits, lse, target, *ctx.rule), None, None, None, None
+
+
+def _check(
+    input: object, target: object, ignore_index: object, reduction: object, label_smoothing: object
+) -> None:
+    checks.check_float_tensor("input", input)
+    assert isinstance(input, Tensor)
+    if input.dim() != 2 or input.shape[1] == 0:
+        raise ValueError(f"input: shape {tuple(input.shape)}, expected (N, V), V at least 1")
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
+    if target.dtype != torch.int64:
+        raise TypeError(f"target: expected int64, got {target.dtype}")
+    checks.check_dense("target", target)
+    if target.shape != input.shape[:1]:
+        raise ValueError(f"target: shape {tuple(target.shape)}, expected ({input.shape[0]},)")
+    if target.device != input.device:
+        raise ValueError(f"target: device {target.device}, but input is on {input.device}")
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: {reduction!r} is not one of {', '.join(REDUCTIONS)}")
+    checks.check_number("label_smoothing", label_smoothing, 0.0, 1.0)
+
+
+def cross_entropy_facts(
+    input: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Facts:
+    """The facts by which ``cross_entropy`` chooses its drawer."""
+    _check(input, target, ignore_index, reduction, label_smoothing)
+    needs_grad = torch.is_grad_enabled() and input.requires_grad
+    return Facts(input.device.type, input.dtype, label_smoothing > 0.0, needs_grad)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    backend: str | None = None,
+) -> Tensor:
+    """``torch.nn.functional.cross_entropy`` of class indices; rows that are ignored are not read.
+
+    The backward keeps one number a row beside the logits and writes their gradient in one pass.
+
+    Args:
+        input: (N, V) logits, float32, bfloat16, float16 or float64.
+        target: (N,) int64, in [0, V) or ignore_index.
+        ignore_index: rows with this target have loss 0, no gradient, and do not count in the mean.
+        reduction: "mean", "sum" or "none".
+        label_smoothing: share of the target that all classes have alike, in [0, 1].
+        backend: forces a backend.
+
+    Returns:
+        (), or (N,) for "none", in input's dtype. Sums are float32 (float64 for float64). The mean of no rows is NaN.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, range or device.
+        IndexError: a target outside [0, V), on the CPU; a GPU stops with an assertion, as torch's does.
+        Unsupported: the forced backend cannot serve the call.
+    """
+    _check(input, target, ignore_index, reduction, label_smoothing)
+    needs_grad = torch.is_grad_enabled() and input.requires_grad
+    facts = Facts(input.device.type, input.dtype, label_smoothing > 0.0, needs_grad)
+    name = backends.choose("cross_entropy", facts, backend)
+    rule = (ignore_index, float(label_smoothing))
+    if name == "reference" or checks.through_reference():
+        loss = reference.losses(input, target, *rule)
+    elif needs_grad:
+        loss = checks.apply(_Losses, input, target, *rule, name)
+    else:
+        forward = _OPS["cross_entropy_forward"][name]
+        loss = checks.raising_index_errors(forward, input, target, *rule)[0]
+    return reference.reduce(loss, target, ignore_index, reduction).to(input.dtype)

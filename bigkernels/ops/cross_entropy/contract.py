@@ -1,0 +1,54 @@
+"""What the cross_entropy room promises: the facts a drawer is chosen by, the schemas, the shapes of results."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("triton",)
+
+
+class Facts(NamedTuple):
+    """What the choice of a drawer depends on; never sizes or strides."""
+
+    device: str
+    dtype: torch.dtype
+    smoothing: bool
+    needs_grad: bool
+
+
+SCHEMAS = {
+    # loss and lse, the logarithm of the sum of the exponentials: (N,), both 0 for what is ignored.
+    "cross_entropy_forward": "(Tensor logits, Tensor target, int ignore_index, float label_smoothing)"
+    " -> (Tensor loss, Tensor lse)",
+    "cross_entropy_backward": "(Tensor dloss, Tensor logits, Tensor lse, Tensor target, int ignore_index,"
+    " float label_smoothing) -> Tensor dlogits",
+}
+
+
+def stat_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Losses of single rows: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _forward(
+    logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float
+) -> tuple[Tensor, ...]:
+    dtype = stat_dtype(logits.dtype)
+    return tuple(logits.new_empty(target.shape, dtype=dtype) for _ in range(2))
+
+
+def _backward(
+    dloss: Tensor,
+    logits: Tensor,
+    lse: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+FAKES = {"cross_entropy_forward": _forward, "cross_entropy_backward": _backward}

@@ -1,0 +1,39 @@
+"""Every configuration in which the cross_entropy room's Triton drawer launches its kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bigkernels.ops.cross_entropy import triton as drawer
+from bigkernels.ops.cross_entropy import triton_kernels as kernels
+from tests.static.triton_kernels import Configuration
+
+TYPES = {
+    **dict.fromkeys(("dloss_ptr", "loss_ptr", "lse_ptr"), "*fp32"),
+    "target_ptr": "*i64",
+    "V": "i32",
+    "ignore_index": "i64",
+    "label_smoothing": "fp32",
+}
+CLASSES = tuple(1 << power for power in range(7, 13))
+
+
+def configurations() -> Iterator[Configuration]:
+    directions = {
+        "forward": kernels.cross_entropy_forward_kernel,
+        "backward": kernels.cross_entropy_backward_kernel,
+    }
+    for classes in CLASSES:
+        block, num_warps = drawer.tile(classes)
+        for direction, kernel in directions.items():
+            for dtype in ("bf16", "fp32"):
+                for smoothing in (False, True):
+                    yield Configuration(
+                        f"triton cross_entropy {direction}{' smoothing' if smoothing else ''} "
+                        f"{classes} {dtype}",
+                        kernel,
+                        {**dict.fromkeys(kernel.arg_names, f"*{dtype}"), **TYPES},
+                        {"SMOOTHING": smoothing, "BLOCK": block},
+                        {"num_warps": num_warps},
+                        divisible=("V",),
+                    )
