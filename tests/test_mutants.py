@@ -10,6 +10,7 @@ import torch
 
 from bigkernels import backends
 from bigkernels.ops import triton_launch
+from bigkernels.testing.cases.cross_entropy import CrossEntropyCase
 from bigkernels.testing.cases.embedding import EmbeddingCase
 from bigkernels.testing.cases.ffn import FeedForwardCase
 from bigkernels.testing.cases.layer_norm import AddLayerNormCase
@@ -37,7 +38,10 @@ CASES = {
         ),
     ),
     "embedding": (
-        EmbeddingCase(reason="mutants", shape=(4, 36), n=256, dtype=torch.bfloat16, dropout_p=0.1),
+        EmbeddingCase(reason="mutants", shape=(8, 36), n=256, dtype=torch.bfloat16, dropout_p=0.1),
+    ),
+    "cross_entropy": (
+        CrossEntropyCase(reason="mutants", rows=3, classes=6000, label_smoothing=0.1),
     ),
 }
 # (kernel, device): {the mutant's number, from 0: why nothing is wrong with it}

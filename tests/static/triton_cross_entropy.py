@@ -15,7 +15,7 @@ TYPES = {
     "ignore_index": "i64",
     "label_smoothing": "fp32",
 }
-CLASSES = tuple(1 << power for power in range(7, 13))
+CLASSES = tuple(1 << power for power in range(7, 12))
 
 
 def configurations() -> Iterator[Configuration]:

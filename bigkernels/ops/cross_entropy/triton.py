@@ -14,7 +14,7 @@ from bigkernels.ops import triton_launch
 from bigkernels.ops.cross_entropy.contract import Facts
 from bigkernels.ops.triton_launch import device_of
 
-MOST_CLASSES = 4096  # of one step, or of one program of the backward
+MOST_CLASSES = 2048  # of one step, or of one program of the backward
 
 
 def limits(facts: Facts) -> tuple[str, ...]:
@@ -28,7 +28,7 @@ def limits(facts: Facts) -> tuple[str, ...]:
 def tile(classes: int) -> tuple[int, int]:
     """(BLOCK, num_warps): a function of V alone, so that a row's sum does not depend on the others."""
     block = min(MOST_CLASSES, max(128, 1 << (classes - 1).bit_length()))
-    return block, min(8, max(1, block // 512))
+    return block, max(1, block // 256)
 
 
 def cross_entropy_forward(
