@@ -66,6 +66,7 @@ GOOD = {
         "weight2": draw(8, 12),
         "bias2": draw(8),
     },
+    "cross_entropy": {"input": draw(3, 8), "target": torch.tensor([1, -100, 7])},
     "embedding": {
         "ids": ends(0, 2, 4),
         "word": draw(5, 8),
@@ -197,6 +198,12 @@ BAD = {
         "queries": ([3], [-1], [[0]], torch.tensor([5]), "all", [0.5], 1, [None], META, torch.tensor(1)),
         "heads": ([4], [-1], "all"),
     },
+    "cross_entropy": {
+        "input": (*NOT_A_TENSOR, *NOT_A_FLOAT, draw(8), draw(3, 0), draw(4, 8), draw(3, 8).to("meta")),
+        "target": (*NOT_A_TENSOR, draw(3), ends(0, 2, 4), ends(0, 1, dtype=torch.int64), sparse(3)),
+        "ignore_index": (1.0, "0", True, None), "reduction": ("no", None, 1), "label_smoothing": NOT_A_RATE,
+        "backend": NOT_A_BACKEND,
+    },
     "embedding": {
         "ids": (*NOT_A_TENSOR, draw(3), ends(0, 2, 4).short(), sparse(3), ends(0, 2, 4).to("meta")),
         "word": (*NOT_A_TENSOR, *NOT_A_FLOAT, draw(8), draw(5, 0), draw(5, 8, 1)),
@@ -257,6 +264,7 @@ ALSO = {
     ("attention_weights", "key"): "key|value",
     ("layer_norm", "input"): "input|normalized_shape",
     ("explain", "input"): "input|normalized_shape",
+    ("cross_entropy", "input"): "input|target",
     ("embedding", "ids"): "ids|position_ids|type_ids",
     ("embedding", "word"): "word|position|types|ids|weight",
     ("feed_forward", "weight1"): "weight1|bias1|weight2",
