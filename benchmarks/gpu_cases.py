@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bigkernels.bench import rooms as peers
 from bigkernels.testing.cases.attention import AttentionCase
+from bigkernels.testing.cases.cross_entropy import CrossEntropyCase
 from bigkernels.testing.cases.embedding import EmbeddingCase
 from bigkernels.testing.cases.ffn import FeedForwardCase
 from bigkernels.testing.cases.layer_norm import AddLayerNormCase, LayerNormCase
@@ -111,6 +112,9 @@ def timed_cases(smoke: bool) -> Iterator[tuple[Any, str, dict[str, int]]]:
         tables = {"words": words, "positions": 512}
         ids = EmbeddingCase(reason="timed", shape=(b, s), n=n, dtype=half, **tables)
         yield ids, f"{b}x{s}x{n}", {"bytes": 4 * b * s * n * half.itemsize}
+    for m, v in [(8, 300)] if smoke else [(16384, 30522)]:
+        loss = CrossEntropyCase(reason="timed", rows=m, classes=v, ignored=0, dtype=half)
+        yield loss, f"{m}x{v}", {"bytes": m * v * half.itemsize}
 
 
 # What a backward computes or moves, of what the forward does. Of rows: dout and the sum come in, a gradient for
@@ -121,6 +125,7 @@ BACKWARD = {
     "attention": 5 / 2,
     "feed_forward": 2.0,
     "embedding": 2.0,
+    "cross_entropy": 2.0,
 }
 
 
@@ -257,7 +262,7 @@ GROUPS: dict[str, Callable[[Context], Iterator[Case]]] = {
     "ceilings": ceilings,
     **{
         room: functools.partial(rooms, room=room)
-        for room in ("layer_norm", "attention", "ffn", "embedding")
+        for room in ("layer_norm", "attention", "ffn", "embedding", "cross_entropy")
     },
     "encoder": encoder,
 }

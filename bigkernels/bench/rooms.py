@@ -103,6 +103,7 @@ def torch_default(case: Case) -> Call:
         "attention": functools.partial(_sdpa, None),
         "feed_forward": _feed_forward,
         "embedding": _embedding,
+        "cross_entropy": _cross_entropy,
     }
     return functools.partial(made[case.operation], case)
 
@@ -183,6 +184,12 @@ def _embedding(case: Any, inputs: Tensors) -> Mapping[str, Tensor]:
     total = F.embedding(inputs["ids"], word) + F.embedding(inputs["type_ids"], types)  # type: ignore[arg-type]
     total = total + F.embedding(inputs["places"], inputs["position"])  # type: ignore[arg-type]
     return {"out": F.layer_norm(total, (case.n,), inputs["weight"], inputs["bias"], case.eps)}
+
+
+def _cross_entropy(case: Any, inputs: Tensors) -> Mapping[str, Tensor]:
+    logits, target = inputs["input"], inputs["target"]
+    assert logits is not None and target is not None
+    return {"out": F.cross_entropy(logits, target, ignore_index=case.ignore_index)}
 
 
 def _padding(case: Any, k: Tensor) -> Tensor | None:

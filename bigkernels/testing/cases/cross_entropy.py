@@ -86,6 +86,11 @@ class CrossEntropyCase(Case):
         return {"out": out}
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Of the logits."""
+        return self.rows, self.classes
+
+    @property
     def elements(self) -> int:
         return self.rows * self.classes
 
