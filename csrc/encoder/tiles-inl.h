@@ -33,7 +33,6 @@ struct TileEncoder {
   BFloat16* wide;   // kInt8: rows of the hidden layer
   RowScales input_scales, hidden_scales;
   float* lse;
-  Completion completion;
   LeftRows<kKind> input, hidden;
   LeftRows<kContext> context;
   char* attention;  // scratch of each thread
@@ -62,7 +61,6 @@ struct TileEncoder {
     input_scales = {arena.take<float>(rows), arena.take<int32_t>(rows)};
     hidden_scales = {arena.take<float>(rows), arena.take<int32_t>(rows)};
     lse = arena.take<float>(p.shape.heads * p.tokens);
-    completion.counts = arena.take<int32_t>(groups);
     input.data = arena.take<char>(LeftRows<kKind>::bytes(p.tokens, width));
     context.data = arena.take<char>(LeftRows<kContext>::bytes(p.tokens, width));
     hidden.data = arena.take<char>(LeftRows<kKind>::bytes(p.tokens, p.shape.hidden));
@@ -115,23 +113,25 @@ struct TileEncoder {
     }
   }
 
-  void end_group(int64_t group, RowEnd end) const {
-    const int64_t first = group * kPairSide;
-    for (int64_t r = first; r < min_int(p.tokens, first + kPairSide); ++r) end_row(r, end);
+  // Calls f(row) for every row, a few at a time to each thread.
+  template <class F>
+  void each_row(TeamMember member, const F& f) const {
+    constexpr int64_t kTogether = 4;
+    member.begin(ceil_div(p.tokens, kTogether));
+    for (int64_t item = member.claim(); item >= 0; item = member.claim()) {
+      const int64_t end = min_int(p.tokens, (item + 1) * kTogether);
+      for (int64_t r = item * kTogether; r < end; ++r) f(r);
+    }
   }
 
   void start(TeamMember member) const {
     const RowEnd end = row_start(p, layout);
-    member.begin(groups);
-    for (int64_t group = member.claim(); group >= 0; group = member.claim()) {
-      const int64_t first = group * kPairSide;
-      for (int64_t r = first; r < min_int(p.tokens, first + kPairSide); ++r) {
-        for (int64_t c = 0; c < width; c += Vec::kLanes) {
-          store(x + r * width_row + c, load_input(p, r, c, Whole{}));
-        }
+    each_row(member, [&](int64_t r) {
+      for (int64_t c = 0; c < width; c += Vec::kLanes) {
+        store(x + r * width_row + c, load_input(p, r, c, Whole{}));
       }
-      end_group(group, end);
-    }
+      end_row(r, end);
+    });
   }
 
   // Rows lie too far apart for the CPU to foresee the next one.
@@ -144,10 +144,10 @@ struct TileEncoder {
                     operand_bytes<kOperand>(), p.num_threads);
   }
 
-  template <TileKind kOperand, class A, class E, class D>
+  template <TileKind kOperand, class A, class E>
   void multiply(TeamMember member, const LayerWeights& layer, int product,
                 const LeftRows<kOperand>& from, RowScales scales, const A& approach,
-                const E& epilogue, const D& done) const {
+                const E& epilogue) const {
     const TileWork work = work_of<kOperand>(product);
     const float* bias = layer.bias(product);
     const ColumnScales by = {scales, bias, product_rows(p.shape, product)};
@@ -162,8 +162,7 @@ struct TileEncoder {
             epilogue(r, c, Vec::load(sums) + Vec::load(bias + c),
                      Vec::load(sums + Vec::kLanes) + Vec::load(bias + c + Vec::kLanes));
           }
-        },
-        [&](int64_t group) { done(group, work.panels); });
+        });
   }
 
   void project(TeamMember member, const LayerWeights& layer) const {
@@ -179,8 +178,7 @@ struct TileEncoder {
             BFloat16* out = reinterpret_cast<BFloat16*>(heads) + r * wide_row + c;
             store_bits(out, narrow_pair(low, high));
           }
-        },
-        [](int64_t, int64_t) {});
+        });
   }
 
   void raise(TeamMember member, const LayerWeights& layer) const {
@@ -197,23 +195,16 @@ struct TileEncoder {
             } else {
               hidden.store(r, c / kTileDepth, narrowed(low), narrowed(high));
             }
-          },
-          [&](int64_t group, int64_t shares) {
-            if constexpr (kInt8) {
-              if (completion.last(group, shares)) quantize_hidden(group);
-            }
           });
     });
-  }
-
-  void quantize_hidden(int64_t group) const {
-    const int64_t first = group * kPairSide;
-    for (int64_t r = first; r < min_int(p.tokens, first + kPairSide); ++r) {
-      quantize_row(wide + r * hidden_row, r, p.shape.hidden, hidden, hidden_scales);
+    if constexpr (kInt8) {
+      each_row(member, [&](int64_t r) {
+        quantize_row(wide + r * hidden_row, r, p.shape.hidden, hidden, hidden_scales);
+      });
     }
   }
 
-  // x = x + product + bias, and what follows once a row is complete.
+  // x = x + product + bias, then what follows once rows are complete.
   template <TileKind kOperand>
   void narrow(TeamMember member, const LayerWeights& layer, int product,
               const LeftRows<kOperand>& from, RowEnd end) const {
@@ -228,10 +219,8 @@ struct TileEncoder {
           float* row = x + r * width_row + c;
           store(row, Vec::load(row) + low);
           store(row + Vec::kLanes, Vec::load(row + Vec::kLanes) + high);
-        },
-        [&](int64_t group, int64_t shares) {
-          if (completion.last(group, shares)) end_group(group, end);
         });
+    each_row(member, [&](int64_t r) { end_row(r, end); });
   }
 
   // A panel of queries' results as left operands.
@@ -301,7 +290,6 @@ struct TileEncoder {
 template <TileKind kKind>
 void forward_tiles(const EncoderForwardParams& p) {
   const TileEncoder<kKind> encoder(p);
-  for (int64_t i = 0; i < encoder.groups; ++i) encoder.completion.counts[i] = 0;
   run_team(p.num_threads, [&](TeamMember member) { encoder.run(member); });
 }
 

@@ -217,29 +217,25 @@ inline void sum_block(const char* a, const char* b, int64_t steps, const float* 
 }
 
 // A finished block of sums on its way through the epilogue, row by row.
-template <class E, class D>
+template <class E>
 struct FinishedBlock {
   const E& epilogue;
-  const D& done;
   const float* sums = nullptr;
-  int64_t group = 0, rows = 0, column = 0, next = 0;
+  int64_t row = 0, end = 0, column = 0;
 
-  void start(const float* block, int64_t which, int64_t count, int64_t first_column) {
+  void start(const float* block, int64_t first, int64_t rows, int64_t first_column) {
     sums = block;
-    group = which;
-    rows = count;
+    row = first;
+    end = first + rows;
     column = first_column;
-    next = 0;
   }
   void step() {
-    if (next >= rows) return;
-    epilogue(group * kPairSide + next, column, sums + next * kPairSide);
-    ++next;
+    if (row >= end) return;
+    epilogue(row++, column, sums);
+    sums += kPairSide;
   }
   void finish() {
-    while (next < rows) step();
-    if (rows > 0) done(group);
-    rows = next = 0;
+    while (row < end) step();
   }
 };
 
@@ -334,15 +330,14 @@ inline PanelAhead ahead_of(const TileWork& work, const TilePiece& piece, const c
 
 // One thread's share of y = x W^T. epilogue(row, column, sums) gets 32 sums of a row, also of rows
 // past the last that fill its tile; approach(row, column) comes while the sums are made, to fetch
-// what the epilogue will touch; done(group) follows 32 columns of 32 rows. carried: as many floats
-// of this thread's own as `work` says.
-template <TileKind kKind, class A, class E, class D>
+// what the epilogue will touch. carried: as many floats of this thread's own as `work` says.
+template <TileKind kKind, class A, class E>
 inline void multiply_tile_panels(TeamMember member, const TileWork& work,
                                  const LeftRows<kKind>& left, const char* weight, float* carried,
-                                 const A& approach, const E& epilogue, const D& done) {
+                                 const A& approach, const E& epilogue) {
   alignas(64) float sums[2][kBlockSums];
   constexpr int64_t kStep = 2 * operand_bytes<kKind>();
-  FinishedBlock<E, D> last = {epilogue, done};
+  FinishedBlock<E> last = {epilogue};
   const TileScope tiles;
   int turn = 0;
   for (int64_t unit = member.claim(), next_unit; unit >= 0; unit = next_unit) {
@@ -380,7 +375,7 @@ inline void multiply_tile_panels(TeamMember member, const TileWork& work,
         }
         if (!ends) continue;
         last.finish();
-        last.start(sums[turn], group, rows, column);
+        last.start(sums[turn], group * kPairSide, rows, column);
         turn ^= 1;
       }
     }
