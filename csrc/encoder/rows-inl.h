@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/cpu/rows.h"
+#include "common/cpu/team.h"
 #include "encoder/encoder.h"
 
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
@@ -92,17 +93,16 @@ inline RowEnd row_start(const EncoderForwardParams& p, const EncoderLayout& layo
   return {p.norm_first ? layer_of(p, layout, 0).norm(kNorm1) : nullptr, false, false};
 }
 
-// Completed shares of each group of rows: the thread that finishes the last one goes on with it.
-struct Completion {
-  int32_t* counts;  // 0 at the start
-
-  // Whether this was the last of `shares`; then the count is 0 again.
-  bool last(int64_t group, int64_t shares) const {
-    if (__atomic_add_fetch(counts + group, 1, __ATOMIC_ACQ_REL) < shares) return false;
-    __atomic_store_n(counts + group, 0, __ATOMIC_RELAXED);
-    return true;
+// One thread's share of f(row) for every row, a few at a time.
+template <class F>
+inline void each_row(TeamMember member, int64_t rows, const F& f) {
+  constexpr int64_t kTogether = 4;
+  member.begin(ceil_div(rows, kTogether));
+  for (int64_t item = member.claim(); item >= 0; item = member.claim()) {
+    const int64_t end = min_int(rows, (item + 1) * kTogether);
+    for (int64_t r = item * kTogether; r < end; ++r) f(r);
   }
-};
+}
 
 // The attention of the packed sequences of one call, in the given rows.
 inline AttentionCall attention_of(const EncoderForwardParams& p, DType dtype, int64_t dim) {

@@ -113,20 +113,9 @@ struct TileEncoder {
     }
   }
 
-  // Calls f(row) for every row, a few at a time to each thread.
-  template <class F>
-  void each_row(TeamMember member, const F& f) const {
-    constexpr int64_t kTogether = 4;
-    member.begin(ceil_div(p.tokens, kTogether));
-    for (int64_t item = member.claim(); item >= 0; item = member.claim()) {
-      const int64_t end = min_int(p.tokens, (item + 1) * kTogether);
-      for (int64_t r = item * kTogether; r < end; ++r) f(r);
-    }
-  }
-
   void start(TeamMember member) const {
     const RowEnd end = row_start(p, layout);
-    each_row(member, [&](int64_t r) {
+    each_row(member, p.tokens, [&](int64_t r) {
       for (int64_t c = 0; c < width; c += Vec::kLanes) {
         store(x + r * width_row + c, load_input(p, r, c, Whole{}));
       }
@@ -198,7 +187,7 @@ struct TileEncoder {
           });
     });
     if constexpr (kInt8) {
-      each_row(member, [&](int64_t r) {
+      each_row(member, p.tokens, [&](int64_t r) {
         quantize_row(wide + r * hidden_row, r, p.shape.hidden, hidden, hidden_scales);
       });
     }
@@ -220,7 +209,7 @@ struct TileEncoder {
           store(row, Vec::load(row) + low);
           store(row + Vec::kLanes, Vec::load(row + Vec::kLanes) + high);
         });
-    each_row(member, [&](int64_t r) { end_row(r, end); });
+    each_row(member, p.tokens, [&](int64_t r) { end_row(r, end); });
   }
 
   // A panel of queries' results as left operands.

@@ -23,7 +23,6 @@ struct VectorEncoder {
   const int64_t width_row, wide_row;  // strides of x and inner; of wide
   float *x, *inner, *wide;            // residual; normalized or attended rows; q k v or hidden
   float* lse;
-  Completion completion;
   char* attention;  // scratch of each thread
   int64_t attention_bytes;
   AttentionCall call;
@@ -40,7 +39,6 @@ struct VectorEncoder {
     inner = arena.take<float>(p.tokens * width_row);
     wide = arena.take<float>(p.tokens * wide_row);
     lse = arena.take<float>(p.shape.heads * p.tokens);
-    completion.counts = arena.take<int32_t>(rows.count());
     const int64_t dim = p.shape.width / p.shape.heads;
     call = attention_of(p, DType::kFloat32, dim);
     call.q = {wide, 0, dim, wide_row};
@@ -74,28 +72,23 @@ struct VectorEncoder {
 
   void start(TeamMember member) const {
     const RowEnd end = row_start(p, layout);
-    member.begin(rows.count());
-    for (int64_t group = member.claim(); group >= 0; group = member.claim()) {
-      for (int64_t i = 0; i < rows.rows_of(group); ++i) {
-        const int64_t r = group * rows.group + i;
-        traverse<Vec>(0, p.shape.width, [&](int64_t c, auto extent) {
-          store(x + r * width_row + c, load_input(p, r, c, extent), extent);
-        });
-        end_row(r, end);
-      }
-    }
+    each_row(member, p.tokens, [&](int64_t r) {
+      traverse<Vec>(0, p.shape.width, [&](int64_t c, auto extent) {
+        store(x + r * width_row + c, load_input(p, r, c, extent), extent);
+      });
+      end_row(r, end);
+    });
   }
 
-  template <class E, class D>
+  template <class E>
   void multiply(TeamMember member, const LayerWeights& layer, int product, const float* from,
-                int64_t from_row, const E& epilogue, const D& done) const {
+                int64_t from_row, const E& epilogue) const {
     const int64_t columns = product_rows(p.shape, product);
     const int64_t depth = product_depth(p.shape, product);
     const PanelWork work(rows, columns, depth);
     member.begin(work.count());
     multiply_panels(member, rows, work, from, from_row,
-                    static_cast<const W*>(layer.weight(product)), depth, epilogue,
-                    [&](int64_t group) { done(group, work.panels); });
+                    static_cast<const W*>(layer.weight(product)), depth, epilogue);
   }
 
   // wide = f(product + bias)
@@ -103,33 +96,25 @@ struct VectorEncoder {
   void widen(TeamMember member, const LayerWeights& layer, int product, const float* from,
              const F& f) const {
     const float* bias = layer.bias(product);
-    multiply(
-        member, layer, product, from, width_row,
-        [&](int64_t r, int64_t c, const float* sums) {
-          for (int64_t v = 0; v < kPanelWidth; v += Vec::kLanes) {
-            store(wide + r * wide_row + c + v, f(Vec::load(sums + v) + Vec::load(bias + c + v)));
-          }
-        },
-        [](int64_t, int64_t) {});
+    multiply(member, layer, product, from, width_row, [&](int64_t r, int64_t c, const float* sums) {
+      for (int64_t v = 0; v < kPanelWidth; v += Vec::kLanes) {
+        store(wide + r * wide_row + c + v, f(Vec::load(sums + v) + Vec::load(bias + c + v)));
+      }
+    });
   }
 
-  // x = x + product + bias, and what follows once a row is complete.
+  // x = x + product + bias, then what follows once rows are complete.
   void narrow(TeamMember member, const LayerWeights& layer, int product, const float* from,
               int64_t from_row, RowEnd end) const {
     const float* bias = layer.bias(product);
-    multiply(
-        member, layer, product, from, from_row,
-        [&](int64_t r, int64_t c, const float* sums) {
-          float* row = x + r * width_row + c;
-          for (int64_t v = 0; v < kPanelWidth; v += Vec::kLanes) {
-            const Vec sum = Vec::load(sums + v) + Vec::load(bias + c + v);
-            store(row + v, Vec::load(row + v) + sum);
-          }
-        },
-        [&](int64_t group, int64_t shares) {
-          if (!completion.last(group, shares)) return;
-          for (int64_t i = 0; i < rows.rows_of(group); ++i) end_row(group * rows.group + i, end);
-        });
+    multiply(member, layer, product, from, from_row, [&](int64_t r, int64_t c, const float* sums) {
+      float* row = x + r * width_row + c;
+      for (int64_t v = 0; v < kPanelWidth; v += Vec::kLanes) {
+        const Vec sum = Vec::load(sums + v) + Vec::load(bias + c + v);
+        store(row + v, Vec::load(row + v) + sum);
+      }
+    });
+    each_row(member, p.tokens, [&](int64_t r) { end_row(r, end); });
   }
 
   void attend(TeamMember member) const {
@@ -165,7 +150,6 @@ struct VectorEncoder {
 template <class W>
 void forward_vectors(const EncoderForwardParams& p) {
   const VectorEncoder<W> encoder(p);
-  for (int64_t i = 0; i < encoder.rows.count(); ++i) encoder.completion.counts[i] = 0;
   run_team(p.num_threads, [&](TeamMember member) { encoder.run(member); });
 }
 

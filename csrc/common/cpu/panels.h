@@ -99,12 +99,11 @@ struct PanelWork {
   int64_t count() const { return ceil_div(groups, block) * panels; }
 };
 
-// One thread's share of y = x W^T. epilogue(row, column, sums) gets kPanelWidth sums of a row;
-// done(group) follows each group's share of a unit.
-template <class W, class E, class D>
+// One thread's share of y = x W^T. epilogue(row, column, sums) gets kPanelWidth sums of a row.
+template <class W, class E>
 inline void multiply_panels(TeamMember member, RowGroups rows, const PanelWork& work,
                             const float* x, int64_t x_row, const W* weight, int64_t depth,
-                            const E& epilogue, const D& done) {
+                            const E& epilogue) {
   alignas(64) float sums[kPanelRows * kPanelWidth];
   for (int64_t unit = member.claim(); unit >= 0; unit = member.claim()) {
     const int64_t first = unit / work.panels * work.block, panel = unit % work.panels;
@@ -115,7 +114,6 @@ inline void multiply_panels(TeamMember member, RowGroups rows, const PanelWork& 
                                  depth, sums);
       for (int64_t r = 0; r < count; ++r)
         epilogue(row + r, panel * kPanelWidth, sums + r * kPanelWidth);
-      done(group);
     }
   }
 }
