@@ -110,6 +110,9 @@ def test_integer_arithmetic(bits):
         if bits < 64:
             check_integers(f"mul.wide.{t}", bits, 2, lambda a, b: a * b, signed, 2 * bits)
     check_integers(f"abs.s{bits}", bits, 1, abs, True)
+    if bits == 32:
+        check_integers("min.relu.s32", bits, 2, lambda a, b: max(0, min(a, b)), True)
+        check_integers("max.relu.s32", bits, 2, lambda a, b: max(0, a, b), True)
     check_integers(f"neg.s{bits}", bits, 1, lambda a: -a, True)
 
 

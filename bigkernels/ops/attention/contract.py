@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BACKENDS = ("cpu",)
+BACKENDS = ("triton", "cpu")
 
 # Values of ``causal``: which keys j a query i may see, and where a window's diagonal lies.
 OPEN = 0  # every key; window around j == i

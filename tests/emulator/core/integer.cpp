@@ -65,6 +65,14 @@ struct Maximum {
     return std::max(a, b);
   }
 };
+// Relu: a result below 0 becomes 0.
+template <typename Operation>
+struct AboveZero {
+  template <typename T>
+  static T of(T a, T b) {
+    return std::max(Operation::of(a, b), T{0});
+  }
+};
 struct Absolute {
   template <typename T>
   static T of(T a) {
@@ -163,7 +171,14 @@ bool decode_integer(Decoder& decoder) {
   if (name == "abs") handler = BY_TYPE(unary, type, Absolute), single = true;
   if (name == "neg") handler = BY_TYPE(unary, type, Negate), single = true;
   if (handler == nullptr) return false;
-  decoder.allow({});
+  decoder.allow({"relu"});
+  if (decoder.has("relu")) {
+    if (type != Type{Type::kSigned, 32} || (name != "min" && name != "max")) {
+      decoder.unsupported("modifier .relu");
+    }
+    handler =
+        name == "min" ? binary<int32_t, AboveZero<Minimum>> : binary<int32_t, AboveZero<Maximum>>;
+  }
   decoder.out.d = decoder.destination(0, type.bytes());
   decoder.out.a = decoder.row(1, type.bytes());
   if (!single) decoder.out.b = decoder.row(2, type.bytes());

@@ -1,0 +1,325 @@
+"""Triton drawer of the attention room: dense and packed, forward and backward, head dims up to 256, of float32 128.
+
+The kernels are imported at the first call, and triton with them. See triton_tiles.py for their form.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bigkernels.ops import triton_launch
+from bigkernels.ops.attention import contract, triton_config
+from bigkernels.ops.attention.contract import Facts
+
+MAX_DIM, MAX_DIM_FLOAT32 = 256, 128
+OPEN = 1 << 30  # a side on which the diagonal bounds nothing
+FLAGS = {"ranged": 1, "softcap": 2, "dropout": 4, "added": 8, "summed": 16}  # as in triton_tiles.py
+
+
+def limits(facts: Facts) -> tuple[str, ...]:
+    """Why these kernels do not take a call; empty if they do."""
+    if triton_launch.MISSING is not None:
+        return (triton_launch.MISSING,)
+    reasons = triton_launch.dtype_limits(facts.dtype)
+    most, of = (MAX_DIM, "") if facts.dtype != torch.float32 else (MAX_DIM_FLOAT32, " of float32")
+    dims = {"head_dim": facts.head_dim, "head_dim_v": facts.head_dim_v}
+    wide = (f"{name} {d} not in 1..{most}{of}" for name, d in dims.items() if not 1 <= d <= most)
+    return (*reasons, *wide)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x, or a copy of it where the kernels cannot read its rows in place."""
+    if x.stride(-1) == 1 or x.shape[-1] == 1:
+        return x if x.stride(-2 if x.dim() == 4 else 0) < 1 << 23 else x.contiguous()
+    return x.contiguous()
+
+
+def _columns(mask: Tensor | None) -> Tensor | None:
+    """A mask whose columns are neighbours, or all one: other strides give the tiles another layout, and sums
+    another order."""
+    if mask is None or mask.shape[-1] == 1 or mask.stride(-1) == 1:
+        return mask
+    return mask.contiguous()
+
+
+def _strides(x: Tensor) -> tuple[int, int, int]:
+    """Of batch, heads and rows."""
+    return (
+        (x.stride(0), x.stride(1), x.stride(2)) if x.dim() == 4 else (0, x.stride(1), x.stride(0))
+    )
+
+
+class Call(NamedTuple):
+    """The arguments that forward and backward share, as the kernels take them."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    lengths: Tensor | None
+    cu_q: Tensor | None
+    cu_k: Tensor | None
+    slopes: Tensor | None
+    sinks: Tensor | None
+    dropout: triton_launch.Dropout
+    scale: float
+    softcap: float
+    left: int
+    right: int
+    bottom_right: int
+
+    @property
+    def flags(self) -> int:
+        ranged = self.left < OPEN or self.right < OPEN
+        masked = self.mask is not None and self.mask.dtype != torch.bool
+        added = masked or self.slopes is not None
+        drops = self.dropout.p > 0.0
+        on = {"ranged": ranged, "softcap": self.softcap > 0.0, "dropout": drops, "added": added}
+        return sum(FLAGS[name] for name, value in on.items() if value)
+
+    @property
+    def plain(self) -> bool:
+        return self.mask is None and self.flags & ~FLAGS["ranged"] == 0
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """(batch, heads, group, Lq, Lk); packed: of lengths, all tokens' number."""
+        if self.cu_q is not None:
+            (tokens, heads, _), keys = self.q.shape, self.k.shape[0]
+            return self.cu_q.shape[0] - 1, heads, heads // max(1, self.k.shape[1]), tokens, keys
+        batch, heads, queries, _ = self.q.shape
+        return batch, heads, heads // max(1, self.k.shape[1]), queries, self.k.shape[2]
+
+    def tiles(self, block: int, length: int) -> int:
+        """Programs a head."""
+        if self.cu_q is not None:
+            return length // block + self.cu_q.shape[0] - 1
+        return -(-length // block)
+
+    def pointers(self) -> tuple[Tensor | None, ...]:
+        mask = self.mask
+        if mask is not None and mask.dtype == torch.bool:
+            mask = mask.view(torch.int8)
+        return (
+            self.q, self.k, self.v, mask, self.lengths, self.cu_q, self.cu_k, self.slopes, self.sinks,
+            self.dropout.seed, self.dropout.offset, triton_launch.dense(self.dropout.rows),
+        )  # fmt: skip
+
+    def mask_strides(self) -> tuple[int, ...]:
+        if self.mask is None:
+            return 0, 0, 0, 0
+        return tuple(
+            s if n > 1 else 0 for n, s in zip(self.mask.shape, self.mask.stride(), strict=True)
+        )
+
+    def statistic_strides(self) -> tuple[int, int]:
+        """Of lse, by sample and head."""
+        _, heads, _, queries, _ = self.sizes
+        return (0 if self.cu_q is not None else heads * queries), queries
+
+    def numbers(self) -> tuple[float, ...]:
+        return self.scale, self.softcap, *self.dropout.rule()
+
+    def dims(self) -> dict[str, Any]:
+        d, dv = self.q.shape[-1], self.v.shape[-1]
+        both = {
+            "D": d,
+            "DV": dv,
+            "BLOCK_D": triton_config.padded(d),
+            "BLOCK_DV": triton_config.padded(dv),
+        }
+        return {
+            "FLAGS": self.flags,
+            "PRECISION": triton_launch.float32_products(self.q.dtype),
+            **both,
+        }
+
+
+def _call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    key_lengths: Tensor | None,
+    cu_seq_q: Tensor | None,
+    cu_seq_k: Tensor | None,
+    max_q: int,
+    max_k: int,
+    scale: float,
+    causal: int,
+    window_left: int,
+    window_right: int,
+    softcap: float,
+    alibi_slopes: Tensor | None,
+    sinks: Tensor | None,
+    dropout_p: float,
+    seed: Tensor | None,
+    offset: Tensor | None,
+    rows: Tensor | None,
+) -> Call:
+    """An op's arguments in the kernels' form: causal is a window without a right side."""
+    dropout = triton_launch.Dropout(dropout_p, seed, offset, rows)
+    left = OPEN if window_left < 0 else min(window_left, OPEN)
+    right = OPEN if window_right < 0 else min(window_right, OPEN)
+    if causal in (contract.TOP_LEFT, contract.BOTTOM_RIGHT):
+        right = min(right, 0)
+    dense = triton_launch.dense
+    return Call(
+        _rows(q), _rows(k), _rows(v), _columns(mask), dense(key_lengths), dense(cu_seq_q), dense(cu_seq_k),
+        dense(alibi_slopes), dense(sinks), dropout, scale, softcap, left, right,
+        int(causal >= contract.BOTTOM_RIGHT),
+    )  # fmt: skip
+
+
+class _Launch:
+    """One op's launches: what they have in common."""
+
+    def __init__(self, call: Call, *others: Tensor) -> None:
+        """others: further tensors with rows of head dims."""
+        self.call, self.dims = call, call.dims()
+        d = max(self.dims["BLOCK_D"], self.dims["BLOCK_DV"])
+        bits, ieee = call.q.element_size() * 8, self.dims["PRECISION"] == "ieee"
+        architecture = triton_launch.architecture(call.q.device)
+        self.tiles = triton_config.tiles(architecture, bits, ieee, d, call.plain)
+        rows = (call.q, call.k, call.v, *others)
+        steps = [step for x in rows for step in _strides(x)]
+        aligned = all(x.data_ptr() % 16 == 0 for x in rows) and all(s % 8 == 0 for s in steps)
+        self.unit = 8 if aligned else 1
+
+    def strides(self, *tensors: Tensor) -> list[int]:
+        return [step // self.unit for x in tensors for step in _strides(x)]
+
+    def numbers(self, tiles: int) -> tuple[Any, ...]:
+        """From stride_mb on to the end."""
+        call = self.call
+        return (
+            *call.mask_strides(), *call.statistic_strides(), tiles, *call.sizes,
+            call.left, call.right, call.bottom_right, *call.numbers(),
+        )  # fmt: skip
+
+    def constants(self, kernel: str, flags: int = 0) -> dict[str, Any]:
+        tile = self.tiles[kernel]
+        return {
+            **self.dims,
+            "FLAGS": self.dims["FLAGS"] | flags,
+            "UNIT": self.unit,
+            "BLOCK_M": tile.block_m,
+            "BLOCK_N": tile.block_n,
+            "num_warps": tile.num_warps,
+            "num_stages": tile.num_stages,
+            "maxnreg": triton_config.REGISTERS,
+        }
+
+    def grid(self, kernel: str) -> tuple[int, int]:
+        """(programs a head, programs), of a kernel that goes over queries, or "key"."""
+        batch, heads, group, queries, keys = self.call.sizes
+        tile = self.tiles[kernel]
+        tiles = self.call.tiles(
+            *((tile.block_n, keys) if kernel == "key" else (tile.block_m, queries))
+        )
+        units = heads // group if kernel == "key" else heads
+        return tiles, tiles * units * (1 if self.call.cu_q is not None else batch)
+
+
+def attention_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from .triton_forward import attention_forward_kernel
+
+    call, q = _call(*arguments), arguments[0]
+    batch, heads, _, queries, _ = call.sizes
+    out = contract.like_layout(q, call.v.shape[-1])
+    shape = (heads, queries) if call.cu_q is not None else (batch, heads, queries)
+    lse = q.new_empty(shape, dtype=torch.float32)
+    if lse.numel() == 0:
+        return out, lse
+    launch = _Launch(call, out)
+    tiles, programs = launch.grid("forward")
+    with triton_launch.device_of(q):
+        attention_forward_kernel[(programs,)](
+            *call.pointers(), out, lse, *launch.strides(call.q, call.k, call.v, out),
+            *launch.numbers(tiles), **launch.constants("forward"),
+        )  # fmt: skip
+    return out, lse
+
+
+def attention_forward_plain(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, causal: int
+) -> Tensor:
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    nothing = (None, None, None, None, -1, -1, scale, causal, -1, -1, 0.0, None, None, 0.0)
+    return attention_forward(q, k, v, *nothing, None, None, None)[0]
+
+
+def _launch_backward(
+    launch: _Launch,
+    dout: Tensor,
+    dlse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    gradients: tuple[Tensor, Tensor, Tensor],
+    dmask: Tensor | None,
+) -> None:
+    from .triton_backward_key import attention_backward_key_kernel
+    from .triton_backward_mask import attention_backward_mask_kernel
+    from .triton_backward_query import attention_backward_query_kernel
+    from .triton_backward_rows import attention_backward_rows_kernel
+
+    call = launch.call
+    dq, dk, dv = gradients
+    inputs = (call.q, call.k, call.v, dout)
+    statistics = [torch.empty_like(lse) for _ in range(3)]
+    # A bias wants every single gradient of a score: delta may not have the rounding of out in it.
+    summed = FLAGS["summed"] if dmask is not None and out.dtype != torch.float32 else 0
+    tiles, programs = launch.grid("rows")
+    attention_backward_rows_kernel[(programs,)](
+        *call.pointers(), dout, out, lse, dlse, *statistics, *launch.strides(*inputs, out),
+        *launch.numbers(tiles), **launch.constants("rows", summed),
+    )  # fmt: skip
+    tiles, programs = launch.grid("query")
+    attention_backward_query_kernel[(programs,)](
+        *call.pointers(), dout, *statistics, dq, *launch.strides(*inputs, dq),
+        *launch.numbers(tiles), **launch.constants("query"),
+    )  # fmt: skip
+    tiles, programs = launch.grid("key")
+    attention_backward_key_kernel[(programs,)](
+        *call.pointers(), dout, *statistics, dk, dv, *launch.strides(*inputs, dk, dv),
+        *launch.numbers(tiles), **launch.constants("key"),
+    )  # fmt: skip
+    if dmask is not None:
+        tile = launch.tiles["mask"]
+        batch, heads, queries, keys = dmask.shape
+        programs = batch * heads * -(-queries // tile.block_m) * -(-keys // tile.block_n)
+        attention_backward_mask_kernel[(programs,)](
+            *call.pointers(), dout, *statistics, dmask, *launch.strides(*inputs), *dmask.shape,
+            *launch.numbers(programs), **launch.constants("mask"),
+        )  # fmt: skip
+
+
+def attention_backward(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    mask: Tensor | None, *flags: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    call = _call(q, k, v, mask, *flags[:-1])
+    gradients = (
+        contract.like_layout(q, q.shape[-1]),
+        contract.like_layout(k, k.shape[-1]),
+        contract.like_layout(v, v.shape[-1]),
+    )
+    dmask = mask.new_empty(mask.shape) if flags[-1] and mask is not None else None
+    results = (*gradients, q.new_empty(0) if dmask is None else dmask)
+    if q.numel() == 0 or k.numel() == 0:
+        for gradient in results:
+            gradient.zero_()
+        return results
+    dout, out = _rows(dout), _rows(out)
+    launch = _Launch(call, dout, out, *gradients)
+    with triton_launch.device_of(q):
+        _launch_backward(
+            launch, dout, triton_launch.dense(dlse), out, lse.contiguous(), gradients, dmask
+        )
+    return results
+
+
+triton_launch.register(attention_forward, attention_forward_plain, attention_backward)

@@ -1,0 +1,126 @@
+"""Triton kernel of attention's backward for keys: a program sums dk and dv of its keys over the
+queries of all heads that share them,
+on transposed tiles of scores."""
+
+import triton
+import triton.language as tl
+
+from bigkernels.ops.attention.triton_tiles import (
+    DROPPED,
+    SIZES,
+    blocks,
+    first_row,
+    gradient_tile,
+    head_of,
+    keep_tile,
+    keys_on,
+    load_rows,
+    locate,
+    number_of,
+    product,
+    seen,
+    signed,
+    statistics,
+    statistics_of,
+    store_rows,
+    words_of,
+)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def attention_backward_key_kernel(
+    q_ptr,  # (B, H, Lq, D) or packed (T, H, D)
+    k_ptr,  # (B, Hkv, Lk, D) or (Tk, Hkv, D)
+    v_ptr,  # (B, Hkv, Lk, DV) or (Tk, Hkv, DV)
+    mask_ptr,  # (B, H, Lq, Lk), int8 (not 0: on) or additive, or None
+    lengths_ptr,  # (B,) or None
+    cu_q_ptr,  # (B + 1,) or, of the dense form, None
+    cu_k_ptr,
+    slopes_ptr,  # (H,) or None
+    sinks_ptr,  # (H,) or None
+    seed_ptr,
+    offset_ptr,
+    rows_ptr,  # (B * Lq,) or (T,) int64, sample << 32 | position, or None
+    dout_ptr,  # as out
+    delta_ptr,  # (B, H, Lq) or (H, T) float32, likewise below
+    most_ptr,
+    weight_ptr,
+    dk_ptr,  # as k
+    dv_ptr,  # as v
+    stride_qb, stride_qh, stride_qm,
+    stride_kb, stride_kh, stride_kn,
+    stride_vb, stride_vh, stride_vn,
+    stride_gb, stride_gh, stride_gm,
+    stride_ob, stride_oh, stride_om,
+    stride_pb, stride_ph, stride_pm,
+    stride_mb, stride_mh, stride_mq, stride_mk,
+    stride_lb, stride_lh,
+    tiles, batch, heads, group, Lq, Lk, left, right, bottom_right,
+    scale, softcap, threshold: tl.int64, keep_scale,
+    FLAGS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UNIT: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    sample, head_kv, tile, first_q, first_k, queries, all_keys = locate(
+        tiles, heads // group, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, cu_k_ptr, BLOCK_N
+    )
+    first = tile * BLOCK_N
+    if first >= all_keys:
+        return
+    shift = (all_keys - queries) * bottom_right
+    keys = keys_on(lengths_ptr, sample, all_keys)
+    k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn, UNIT)
+    v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn, UNIT)
+    k = load_rows(k_ptr, first, stride_kn * UNIT, keys, False, D, BLOCK_D, BLOCK_N)
+    v = load_rows(v_ptr, first, stride_vn * UNIT, keys, False, DV, BLOCK_DV, BLOCK_N)
+    k = signed(k, scale)
+    j = first + tl.arange(0, BLOCK_N)
+    seeds = (seed_ptr, offset_ptr, threshold)
+    last = tl.minimum(first + BLOCK_N, keys) - 1
+    begin, _, end = blocks(first - shift, last - shift, right, left, queries, BLOCK_M)
+    if first >= keys:
+        end = begin
+    steps = tl.cdiv(end - begin, BLOCK_M)
+    dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    dv = tl.zeros((BLOCK_N, BLOCK_DV), tl.float32)
+    # One loop over heads and queries, masked throughout: nested or split, its code spills registers.
+    for turn in tl.range(0, group * steps):
+        head = head_kv * group + turn // steps
+        start = begin + turn % steps * BLOCK_M
+        i = start + tl.arange(0, BLOCK_M)
+        of_q = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm, UNIT)
+        of_dout = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm, UNIT)
+        at = statistics_of(0, sample, head, first_q, stride_lb, stride_lh)
+        q = load_rows(of_q, start, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
+        dout = load_rows(of_dout, start, stride_gm * UNIT, queries, False, DV, BLOCK_DV, BLOCK_M)
+        delta, most, weight = statistics(delta_ptr + at, most_ptr + at, weight_ptr + at, i, queries)
+        extra = (mask_ptr, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
+        if mask_ptr is not None:
+            of_mask = statistics_of(mask_ptr, sample, head, 0, stride_mb, stride_mh)
+            extra = (of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
+        products = product(k, q, PRECISION)
+        dweights = product(v, dout, PRECISION)
+        on = seen(i[None, :], j[:, None], queries, keys, shift, left, right, FLAGS)
+        inside = (i < queries)[None, :] & (j < keys)[:, None]
+        keep = on
+        if DROPPED & FLAGS:
+            row = first_row(sample, first_q, Lq, cu_q_ptr)
+            words = words_of(rows_ptr, sample, head, heads, row, i, queries, FLAGS)
+            keep = tl.trans(keep_tile(first, words, seeds, BLOCK_M, BLOCK_N))
+        kept, dscores = gradient_tile(
+            products, dweights, i[None, :], j[:, None], start, first, on, inside, keep,
+            (delta[None, :], most[None, :], weight[None, :]),
+            (scale, softcap), extra, keep_scale, False, FLAGS,
+        )  # fmt: skip
+        dv = tl.dot(kept.to(dout.dtype), dout, dv, input_precision=PRECISION)
+        dk = tl.dot(dscores.to(q.dtype), q, dk, input_precision=PRECISION)
+    dk_ptr = head_of(dk_ptr, sample, head_kv, first_k, stride_ob, stride_oh, stride_om, UNIT)
+    dv_ptr = head_of(dv_ptr, sample, head_kv, first_k, stride_pb, stride_ph, stride_pm, UNIT)
+    store_rows(dk_ptr, dk * scale, first, stride_om * UNIT, all_keys, D)
+    store_rows(dv_ptr, dv, first, stride_pm * UNIT, all_keys, DV)

@@ -1,0 +1,152 @@
+"""Triton kernel of attention's backward for queries: a program sums dq of its queries over the keys."""
+
+import triton
+import triton.language as tl
+
+from bigkernels.ops.attention.triton_tiles import (
+    DROPPED,
+    SIZES,
+    blocks,
+    first_row,
+    gradient_tile,
+    head_of,
+    keep_tile,
+    keys_on,
+    load_rows,
+    locate,
+    number_of,
+    product,
+    seen,
+    signed,
+    statistics,
+    statistics_of,
+    store_rows,
+    trimmed,
+    words_of,
+)
+
+
+@triton.jit
+def _gather(
+    dq,  # (BLOCK_M, BLOCK_D) float32
+    q,  # (BLOCK_M, BLOCK_D)
+    dout,  # (BLOCK_M, BLOCK_DV)
+    begin, end, first, i, memory, rule, extra, words, seeds, numbers, keep_scale,
+    WHOLE: tl.constexpr,  # all of these keys are on for all queries, and there is no mask
+    FLAGS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    k_ptr, stride_kn, v_ptr, stride_vn = memory
+    scale, softcap, queries, keys, shift, left, right = rule
+    for start in tl.range(begin, end, BLOCK_N):
+        k = load_rows(k_ptr, start, stride_kn, keys, WHOLE, D, BLOCK_D, BLOCK_N)
+        v = load_rows(v_ptr, start, stride_vn, keys, WHOLE, DV, BLOCK_DV, BLOCK_N)
+        products = product(q, k, PRECISION)
+        dweights = product(dout, v, PRECISION)
+        j = start + tl.arange(0, BLOCK_N)
+        on = seen(i[:, None], j[None, :], queries, keys, shift, left, right, FLAGS)
+        inside = (i < queries)[:, None] & (j < keys)[None, :]
+        keep = on
+        if DROPPED & FLAGS:
+            keep = keep_tile(start, words, seeds, i.shape[0], BLOCK_N)
+        _, dscores = gradient_tile(
+            products, dweights, i[:, None], j[None, :], first, start, on, inside, keep, numbers,
+            (scale, softcap), extra, keep_scale, WHOLE, FLAGS,
+        )  # fmt: skip
+        dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision=PRECISION)
+    return dq
+
+
+@triton.jit(do_not_specialize=SIZES)
+def attention_backward_query_kernel(
+    q_ptr,  # (B, H, Lq, D) or packed (T, H, D)
+    k_ptr,  # (B, Hkv, Lk, D) or (Tk, Hkv, D)
+    v_ptr,  # (B, Hkv, Lk, DV) or (Tk, Hkv, DV)
+    mask_ptr,  # (B, H, Lq, Lk), int8 (not 0: on) or additive, or None
+    lengths_ptr,  # (B,) or None
+    cu_q_ptr,  # (B + 1,) or, of the dense form, None
+    cu_k_ptr,
+    slopes_ptr,  # (H,) or None
+    sinks_ptr,  # (H,) or None
+    seed_ptr,
+    offset_ptr,
+    rows_ptr,  # (B * Lq,) or (T,) int64, sample << 32 | position, or None
+    dout_ptr,  # as out
+    delta_ptr,  # (B, H, Lq) or (H, T) float32, likewise below
+    most_ptr,
+    weight_ptr,
+    dq_ptr,  # as q
+    stride_qb, stride_qh, stride_qm,
+    stride_kb, stride_kh, stride_kn,
+    stride_vb, stride_vh, stride_vn,
+    stride_gb, stride_gh, stride_gm,
+    stride_ob, stride_oh, stride_om,
+    stride_mb, stride_mh, stride_mq, stride_mk,
+    stride_lb, stride_lh,
+    tiles, batch, heads, group, Lq, Lk, left, right, bottom_right,
+    scale, softcap, threshold: tl.int64, keep_scale,
+    FLAGS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UNIT: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    sample, head, tile, first_q, first_k, queries, keys = locate(
+        tiles, heads, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, cu_q_ptr, BLOCK_M
+    )
+    first = tile * BLOCK_M
+    if first >= queries:
+        return
+    shift = (keys - queries) * bottom_right
+    keys = keys_on(lengths_ptr, sample, keys)
+    head_kv = head // group
+    q_ptr = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm, UNIT)
+    k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn, UNIT)
+    v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn, UNIT)
+    dout_ptr = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm, UNIT)
+    if mask_ptr is not None:
+        mask_ptr = statistics_of(mask_ptr, sample, head, 0, stride_mb, stride_mh)
+    extra = (mask_ptr, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
+    i = first + tl.arange(0, BLOCK_M)
+    words = words_of(
+        rows_ptr, sample, head, heads, first_row(sample, first_q, Lq, cu_q_ptr), i, queries, FLAGS
+    )
+    seeds = (seed_ptr, offset_ptr, threshold)
+    last = tl.minimum(first + BLOCK_M, queries) - 1
+    begin, all_end, end = blocks(first + shift, last + shift, left, right, keys, BLOCK_N)
+    if mask_ptr is not None:
+        all_end, end = begin, trimmed(begin, end, extra, BLOCK_N)
+    memory = (k_ptr, stride_kn * UNIT, v_ptr, stride_vn * UNIT)
+    rule = (scale, softcap, queries, keys, shift, left, right)
+    delta, most, weight = statistics(
+        statistics_of(delta_ptr, sample, head, first_q, stride_lb, stride_lh),
+        statistics_of(most_ptr, sample, head, first_q, stride_lb, stride_lh),
+        statistics_of(weight_ptr, sample, head, first_q, stride_lb, stride_lh),
+        i,
+        queries,
+    )
+    numbers = (delta[:, None], most[:, None], weight[:, None])
+    q = load_rows(q_ptr, first, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
+    q = signed(q, scale)
+    dout = load_rows(dout_ptr, first, stride_gm * UNIT, queries, False, DV, BLOCK_DV, BLOCK_M)
+    dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    if mask_ptr is None:
+        dq = _gather(
+            dq, q, dout, begin, all_end, first, i, memory, rule, extra, words, seeds, numbers, keep_scale,
+            True, FLAGS, PRECISION, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N,
+        )  # fmt: skip
+    dq = _gather(
+        dq, q, dout, all_end, end, first, i, memory, rule, extra, words, seeds, numbers, keep_scale,
+        False, FLAGS, PRECISION, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N,
+    )  # fmt: skip
+    dq_ptr = head_of(dq_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om, UNIT)
+    store_rows(dq_ptr, dq * scale, first, stride_om * UNIT, queries, D)

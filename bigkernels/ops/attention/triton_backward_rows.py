@@ -1,0 +1,225 @@
+"""Triton kernel in front of attention's backward: the numbers of a query that the other kernels need.
+
+delta is what the gradient of a weight is compared with. Weights are exp2(score - most) * weight: most
+is the lse, and where that is so large that its rounding would show, what the scores say once more.
+"""
+
+import triton
+import triton.language as tl
+
+from bigkernels.ops.attention.triton_tiles import (
+    DROPPED,
+    LOG2E,
+    SIZES,
+    SUMMED,
+    adjusted,
+    before_keys,
+    blocks,
+    capped,
+    factor,
+    first_row,
+    gradient_tile,
+    head_of,
+    keep_tile,
+    keys_on,
+    load_rows,
+    locate,
+    number_of,
+    product,
+    rescaled,
+    seen,
+    signed,
+    statistics_of,
+    trimmed,
+    weigh,
+    words_of,
+)
+
+# Above this size of lse its rounding shows beside that of the dtype: of float32, always.
+LARGE_LSE_FLOAT32 = tl.constexpr(0.0)
+LARGE_LSE = tl.constexpr(32.0)
+
+
+@triton.jit
+def _row_sums(x):
+    """(N,) sums of the rows of x (N, at most 256), by pairs: an order that no layout of x changes."""
+    for _ in tl.static_range(8):
+        if x.shape[1] > 1:
+            left, right = tl.split(tl.reshape(x, (x.shape[0], x.shape[1] // 2, 2)))
+            x = left + right
+    return tl.reshape(x, (x.shape[0],))
+
+
+@triton.jit
+def _largest(
+    most, total, q, begin, end, first, i, memory, rule, extra,
+    FLAGS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """(largest exponent, sum of weights) of each row, as the forward finds them."""
+    k_ptr, stride_kn, _, _ = memory
+    scale, softcap, queries, keys, shift, left, right = rule
+    by = factor(scale, FLAGS)
+    totals = tl.zeros((i.shape[0], BLOCK_N), tl.float32)
+    for start in tl.range(begin, end, BLOCK_N):
+        k = load_rows(k_ptr, start, stride_kn, keys, False, D, BLOCK_D, BLOCK_N)
+        scores = product(q, k, PRECISION)
+        scores = capped(scores, scale, softcap, FLAGS)
+        j = start + tl.arange(0, BLOCK_N)
+        on = seen(i[:, None], j[None, :], queries, keys, shift, left, right, FLAGS)
+        inside = (i < queries)[:, None] & (j < keys)[None, :]
+        scores = tl.where(on, scores, float("-inf"))
+        scores, addend = adjusted(
+            scores, i[:, None], j[None, :], first, start, inside, extra, FLAGS
+        )
+        now, safe = rescaled(scores, addend, by, most, FLAGS)
+        weights = weigh(scores, addend, by, safe[:, None], FLAGS)
+        carry = tl.exp2(most - safe)
+        total *= carry
+        totals = totals * carry[:, None] + weights
+        most = now
+    return most, total + _row_sums(totals)
+
+
+@triton.jit
+def _summed(
+    q, dout, most, weight, begin, end, first, i, memory, rule, extra, words, seeds, keep_scale,
+    FLAGS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The gradient of each row's weights times the weights: delta, without the rounding of out."""
+    k_ptr, stride_kn, v_ptr, stride_vn = memory
+    scale, softcap, queries, keys, shift, left, right = rule
+    nothing = tl.zeros_like(most)
+    deltas = tl.zeros((i.shape[0], BLOCK_N), tl.float32)
+    numbers = (nothing[:, None], most[:, None], weight[:, None])
+    for start in tl.range(begin, end, BLOCK_N):
+        k = load_rows(k_ptr, start, stride_kn, keys, False, D, BLOCK_D, BLOCK_N)
+        v = load_rows(v_ptr, start, stride_vn, keys, False, DV, BLOCK_DV, BLOCK_N)
+        products = product(q, k, PRECISION)
+        dweights = product(dout, v, PRECISION)
+        j = start + tl.arange(0, BLOCK_N)
+        on = seen(i[:, None], j[None, :], queries, keys, shift, left, right, FLAGS)
+        inside = (i < queries)[:, None] & (j < keys)[None, :]
+        keep = on
+        if DROPPED & FLAGS:
+            keep = keep_tile(start, words, seeds, i.shape[0], BLOCK_N)
+        kept, _ = gradient_tile(
+            products, dweights, i[:, None], j[None, :], first, start, on, inside, keep, numbers,
+            (scale, softcap), extra, keep_scale, False, FLAGS,
+        )  # fmt: skip
+        deltas += kept * dweights
+    return _row_sums(deltas)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def attention_backward_rows_kernel(
+    q_ptr,  # (B, H, Lq, D) or packed (T, H, D)
+    k_ptr,  # (B, Hkv, Lk, D) or (Tk, Hkv, D)
+    v_ptr,  # (B, Hkv, Lk, DV) or (Tk, Hkv, DV)
+    mask_ptr,  # (B, H, Lq, Lk), int8 (not 0: on) or additive, or None
+    lengths_ptr,  # (B,) or None
+    cu_q_ptr,  # (B + 1,) or, of the dense form, None
+    cu_k_ptr,
+    slopes_ptr,  # (H,) or None
+    sinks_ptr,  # (H,) or None
+    seed_ptr,
+    offset_ptr,
+    rows_ptr,  # (B * Lq,) or (T,) int64, sample << 32 | position, or None
+    dout_ptr,  # as out
+    out_ptr,  # as q, with DV
+    lse_ptr,  # (B, H, Lq) or (H, T) float32, likewise below
+    dlse_ptr,  # or None
+    delta_ptr,
+    most_ptr,
+    weight_ptr,
+    stride_qb, stride_qh, stride_qm,
+    stride_kb, stride_kh, stride_kn,
+    stride_vb, stride_vh, stride_vn,
+    stride_gb, stride_gh, stride_gm,
+    stride_ob, stride_oh, stride_om,
+    stride_mb, stride_mh, stride_mq, stride_mk,
+    stride_lb, stride_lh,
+    tiles, batch, heads, group, Lq, Lk, left, right, bottom_right,
+    scale, softcap, threshold: tl.int64, keep_scale,
+    FLAGS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UNIT: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    sample, head, tile, first_q, first_k, queries, keys = locate(
+        tiles, heads, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, cu_q_ptr, BLOCK_M
+    )
+    first = tile * BLOCK_M
+    if first >= queries:
+        return
+    shift = (keys - queries) * bottom_right
+    keys = keys_on(lengths_ptr, sample, keys)
+    head_kv = head // group
+    q_ptr = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm, UNIT)
+    k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn, UNIT)
+    v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn, UNIT)
+    dout_ptr = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm, UNIT)
+    if mask_ptr is not None:
+        mask_ptr = statistics_of(mask_ptr, sample, head, 0, stride_mb, stride_mh)
+    extra = (mask_ptr, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
+    i = first + tl.arange(0, BLOCK_M)
+    words = words_of(
+        rows_ptr, sample, head, heads, first_row(sample, first_q, Lq, cu_q_ptr), i, queries, FLAGS
+    )
+    seeds = (seed_ptr, offset_ptr, threshold)
+    last = tl.minimum(first + BLOCK_M, queries) - 1
+    begin, _, end = blocks(first + shift, last + shift, left, right, keys, BLOCK_N)
+    if mask_ptr is not None:
+        end = trimmed(begin, end, extra, BLOCK_N)
+    memory = (k_ptr, stride_kn * UNIT, v_ptr, stride_vn * UNIT)
+    rule = (scale, softcap, queries, keys, shift, left, right)
+    dout = load_rows(dout_ptr, first, stride_gm * UNIT, queries, False, DV, BLOCK_DV, BLOCK_M)
+    lse_ptr = statistics_of(lse_ptr, sample, head, first_q, stride_lb, stride_lh)
+    lse = tl.load(lse_ptr + i, mask=i < queries, other=0.0)
+    most = tl.where(lse == float("-inf"), 0.0, lse * LOG2E)
+    weight = tl.full((BLOCK_M,), 1.0, tl.float32)
+    limit = LARGE_LSE_FLOAT32 if q_ptr.dtype.element_ty == tl.float32 else LARGE_LSE
+    large = (tl.abs(lse) > limit) & (tl.abs(lse) < float("inf"))
+    some = tl.max(large.to(tl.int32), 0)
+    if some > 0:
+        q = load_rows(q_ptr, first, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
+        largest, total = before_keys(sinks_ptr, head, BLOCK_M)
+        largest, total = _largest(
+            largest, total, signed(q, scale), begin, end, first, i, memory, rule, extra,
+            FLAGS, PRECISION, D, BLOCK_D, BLOCK_N,
+        )  # fmt: skip
+        most = tl.where(large, largest, most)
+        weight = tl.where(large, 1.0 / total, weight)
+    if SUMMED & FLAGS:
+        q = load_rows(q_ptr, first, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
+        delta = _summed(
+            signed(q, scale), dout, most, weight, begin, end, first, i, memory, rule, extra, words, seeds,
+            keep_scale, FLAGS, PRECISION, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N,
+        )  # fmt: skip
+    else:
+        out_ptr = head_of(out_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om, UNIT)
+        out = load_rows(out_ptr, first, stride_om * UNIT, queries, False, DV, BLOCK_DV, BLOCK_M)
+        delta = _row_sums(out.to(tl.float32) * dout.to(tl.float32))
+    if dlse_ptr is not None:
+        dlse_ptr = statistics_of(dlse_ptr, sample, head, first_q, stride_lb, stride_lh)
+        delta -= tl.load(dlse_ptr + i, mask=i < queries, other=0.0)
+    delta_ptr = statistics_of(delta_ptr, sample, head, first_q, stride_lb, stride_lh)
+    most_ptr = statistics_of(most_ptr, sample, head, first_q, stride_lb, stride_lh)
+    weight_ptr = statistics_of(weight_ptr, sample, head, first_q, stride_lb, stride_lh)
+    tl.store(delta_ptr + i, delta, mask=i < queries)
+    tl.store(most_ptr + i, most, mask=i < queries)
+    tl.store(weight_ptr + i, weight, mask=i < queries)

@@ -1,0 +1,74 @@
+"""How the Triton kernels of attention are launched: a pure function of architecture, dtype, head dims and what a
+tile of scores holds. Lengths and batches are not in it, so that none of them changes a bit or costs a build.
+
+BLOCK_N of the forward, in whose blocks a row's softmax is rescaled, follows from architecture, dtype and head dims
+alone up to a head dim of 64, and its warps lie along the queries: padded, packed and masked calls agree in every
+bit. Wider 16-bit heads with a mask take smaller blocks, for which there are registers.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """Queries and keys of a tile of scores, warps, stages of loads."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# All that a thread can have. Said aloud, because ptxas otherwise spills two or three to fit a warp more.
+REGISTERS = 255
+KERNELS = ("forward", "rows", "query", "key", "mask")
+
+# By (architecture, head dim up to, plain), of 16-bit elements: the tiles of KERNELS.
+_HALVES = {
+    ("sm_90", 64, True): ((128, 64, 4, 3), (64, 32, 4, 1), (128, 64, 8, 2), (64, 128, 8, 2), None),
+    ("sm_90", 64, False): ((64, 64, 4, 3), (64, 32, 4, 1), (64, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 1)),
+    ("sm_90", 128, True): ((128, 64, 8, 2), (64, 32, 4, 1), (64, 64, 8, 2), (32, 64, 8, 2), None),
+    ("sm_90", 128, False): ((64, 32, 4, 2), (32, 32, 4, 1), (64, 64, 8, 2), (32, 64, 8, 2), (64, 64, 8, 1)),
+    ("sm_90", 256, True): ((64, 16, 4, 2), (64, 16, 4, 1), (32, 32, 8, 2), (32, 32, 8, 1), None),
+    ("sm_90", 256, False): ((64, 16, 4, 2), (64, 16, 4, 1), (32, 32, 8, 2), (32, 32, 8, 1), (64, 32, 8, 1)),
+    ("sm_80", 64, True): ((64, 32, 4, 3), (32, 32, 4, 1), (64, 32, 4, 2), (32, 64, 4, 2), None),
+    ("sm_80", 64, False): ((64, 32, 4, 2), (32, 32, 4, 1), (32, 64, 4, 2), (32, 32, 4, 2), (32, 64, 4, 1)),
+    ("sm_80", 128, True): ((64, 32, 4, 2), (32, 16, 4, 1), (32, 64, 4, 2), (32, 32, 4, 2), None),
+    ("sm_80", 128, False): ((64, 16, 4, 2), (32, 16, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
+    ("sm_80", 256, True): ((64, 32, 8, 1), (32, 16, 4, 1), (32, 32, 8, 1), (32, 32, 8, 1), None),
+    ("sm_80", 256, False): ((64, 16, 8, 1), (32, 16, 4, 1), (32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
+}  # fmt: skip
+# Of float32, by (tensor cores, head dim up to, plain): one tile for all.
+_FLOATS = {
+    (True, 64, True): (64, 32, 4, 2),
+    (True, 64, False): (32, 32, 4, 1),
+    (True, 128, True): (32, 32, 4, 1),
+    (True, 128, False): (16, 32, 4, 1),
+    (False, 64, True): (32, 16, 4, 1),
+    (False, 64, False): (32, 16, 4, 1),
+    (False, 128, True): (16, 16, 4, 1),
+    (False, 128, False): (16, 16, 4, 1),
+}
+# On AMD, where nothing has run yet, the smallest: all larger ones spill somewhere.
+_AMD = Tile(16, 16, 4, 1)
+
+
+def padded(dim: int) -> int:
+    """Columns of a tile of a head dim."""
+    return max(16, 1 << (dim - 1).bit_length())
+
+
+@functools.cache
+def tiles(architecture: str, bits: int, ieee: bool, dim: int, plain: bool) -> dict[str, Tile]:
+    """By kernel. bits: of the dtype. ieee: float32 products without tensor cores. dim: the larger head dim,
+    padded. plain: no mask, dropout, softcap or ALiBi, which take registers."""
+    bucket = 64 if dim <= 64 else dim
+    if architecture.startswith("gfx"):
+        return dict.fromkeys(KERNELS, _AMD)
+    if bits == 32:
+        return dict.fromkeys(KERNELS, Tile(*_FLOATS[not ieee, bucket, plain]))
+    known = architecture if architecture == "sm_90" else "sm_80"
+    found = zip(KERNELS, _HALVES[known, bucket, plain], strict=True)
+    return {name: Tile(*tile) for name, tile in found if tile is not None}

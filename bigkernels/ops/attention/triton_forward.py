@@ -1,0 +1,172 @@
+"""Triton kernel of attention's forward, dense and packed: an online softmax over blocks of keys.
+
+Blocks of keys begin at multiples of BLOCK_N, and a key that is off adds exact zeros: a row's bits
+depend on its query and the keys that are on. See triton_tiles.py for what the kernels share.
+"""
+
+import triton
+import triton.language as tl
+
+from bigkernels.ops.attention.triton_tiles import (
+    DROPPED,
+    LN2,
+    SIZES,
+    adjusted,
+    before_keys,
+    blocks,
+    capped,
+    factor,
+    first_row,
+    head_of,
+    keep_tile,
+    keys_on,
+    load_rows,
+    locate,
+    number_of,
+    product,
+    rescaled,
+    seen,
+    signed,
+    statistics_of,
+    store_rows,
+    trimmed,
+    weigh,
+    words_of,
+)
+
+
+@triton.jit
+def _attend(
+    out,  # (BLOCK_M, BLOCK_DV) float32
+    total,  # (BLOCK_M,)
+    most,  # (BLOCK_M,)
+    q,  # (BLOCK_M, BLOCK_D)
+    begin,
+    end,
+    first,
+    i,  # (BLOCK_M,): queries from first on
+    memory,
+    rule,
+    extra,
+    words,
+    seeds,
+    WHOLE: tl.constexpr,  # all of these keys are on for all queries, and there is no mask
+    FLAGS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    k_ptr, stride_kn, v_ptr, stride_vn = memory
+    scale, softcap, queries, keys, shift, left, right = rule
+    by = factor(scale, FLAGS)
+    for start in tl.range(begin, end, BLOCK_N):
+        k = load_rows(k_ptr, start, stride_kn, keys, WHOLE, D, BLOCK_D, BLOCK_N)
+        scores = product(q, k, PRECISION)
+        scores = capped(scores, scale, softcap, FLAGS)
+        j = start + tl.arange(0, BLOCK_N)
+        inside = (i < queries)[:, None] & (j < keys)[None, :]
+        if not WHOLE:
+            on = seen(i[:, None], j[None, :], queries, keys, shift, left, right, FLAGS)
+            scores = tl.where(on, scores, float("-inf"))
+        scores, addend = adjusted(
+            scores, i[:, None], j[None, :], first, start, inside, extra, FLAGS
+        )
+        now, safe = rescaled(scores, addend, by, most, FLAGS)
+        weights = weigh(scores, addend, by, safe[:, None], FLAGS)
+        carry = tl.exp2(most - safe)
+        total = total * carry + tl.sum(weights, 1)
+        if DROPPED & FLAGS:
+            weights = tl.where(keep_tile(start, words, seeds, i.shape[0], BLOCK_N), weights, 0.0)
+        v = load_rows(v_ptr, start, stride_vn, keys, WHOLE, DV, BLOCK_DV, BLOCK_N)
+        out = tl.dot(weights.to(v.dtype), v, out * carry[:, None], input_precision=PRECISION)
+        most = now
+    return out, total, most
+
+
+@triton.jit(do_not_specialize=SIZES)
+def attention_forward_kernel(
+    q_ptr,  # (B, H, Lq, D) or packed (T, H, D)
+    k_ptr,  # (B, Hkv, Lk, D) or (Tk, Hkv, D)
+    v_ptr,  # (B, Hkv, Lk, DV) or (Tk, Hkv, DV)
+    mask_ptr,  # (B, H, Lq, Lk), int8 (not 0: on) or additive, or None
+    lengths_ptr,  # (B,) or None
+    cu_q_ptr,  # (B + 1,) or, of the dense form, None
+    cu_k_ptr,
+    slopes_ptr,  # (H,) or None
+    sinks_ptr,  # (H,) or None
+    seed_ptr,
+    offset_ptr,
+    rows_ptr,  # (B * Lq,) or (T,) int64, sample << 32 | position, or None
+    out_ptr,  # as q, with DV
+    lse_ptr,  # (B, H, Lq) or (H, T) float32
+    stride_qb, stride_qh, stride_qm,
+    stride_kb, stride_kh, stride_kn,
+    stride_vb, stride_vh, stride_vn,
+    stride_ob, stride_oh, stride_om,
+    stride_mb, stride_mh, stride_mq, stride_mk,
+    stride_lb, stride_lh,
+    tiles, batch, heads, group, Lq, Lk, left, right, bottom_right,
+    scale, softcap, threshold: tl.int64, keep_scale,
+    FLAGS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UNIT: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    sample, head, tile, first_q, first_k, queries, keys = locate(
+        tiles, heads, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, cu_q_ptr, BLOCK_M
+    )
+    first = tile * BLOCK_M
+    if first >= queries:
+        return
+    shift = (keys - queries) * bottom_right
+    keys = keys_on(lengths_ptr, sample, keys)
+    q_ptr = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm, UNIT)
+    k_ptr = head_of(k_ptr, sample, head // group, first_k, stride_kb, stride_kh, stride_kn, UNIT)
+    v_ptr = head_of(v_ptr, sample, head // group, first_k, stride_vb, stride_vh, stride_vn, UNIT)
+    out_ptr = head_of(out_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om, UNIT)
+    memory = (k_ptr, stride_kn * UNIT, v_ptr, stride_vn * UNIT)
+    rule = (scale, softcap, queries, keys, shift, left, right)
+    if mask_ptr is not None:
+        mask_ptr = statistics_of(mask_ptr, sample, head, 0, stride_mb, stride_mh)
+    slope = number_of(slopes_ptr, head)
+    extra = (mask_ptr, stride_mq, stride_mk, slopes_ptr, slope, shift)
+    i = first + tl.arange(0, BLOCK_M)
+    words = words_of(
+        rows_ptr, sample, head, heads, first_row(sample, first_q, Lq, cu_q_ptr), i, queries, FLAGS
+    )
+    seeds = (seed_ptr, offset_ptr, threshold)
+    q = load_rows(q_ptr, first, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
+    q = signed(q, scale)
+
+    out = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
+    most, total = before_keys(sinks_ptr, head, BLOCK_M)
+    last = tl.minimum(first + BLOCK_M, queries) - 1
+    begin, all_end, end = blocks(first + shift, last + shift, left, right, keys, BLOCK_N)
+    if mask_ptr is not None:
+        all_end, end = begin, trimmed(begin, end, extra, BLOCK_N)
+    if mask_ptr is None:
+        out, total, most = _attend(
+            out, total, most, q, begin, all_end, first, i, memory, rule, extra, words, seeds,
+            True, FLAGS, PRECISION, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N,
+        )  # fmt: skip
+    out, total, most = _attend(
+        out, total, most, q, all_end, end, first, i, memory, rule, extra, words, seeds,
+        False, FLAGS, PRECISION, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N,
+    )  # fmt: skip
+    dead = total == 0.0
+    safe = tl.where(dead, 1.0, total)
+    out = out / safe[:, None]
+    if DROPPED & FLAGS:
+        out *= keep_scale
+    store_rows(out_ptr, out, first, stride_om * UNIT, queries, DV)
+    lse = tl.where(dead, float("-inf"), (most + tl.log2(safe)) * LN2)
+    lse_ptr = statistics_of(lse_ptr, sample, head, first_q, stride_lb, stride_lh)
+    tl.store(lse_ptr + i, lse, mask=i < queries)

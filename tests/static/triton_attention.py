@@ -1,0 +1,107 @@
+"""Configurations in which the attention room's Triton drawer launches its kernels: each tile, with nothing beside
+q, k and v, and with what takes most registers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from bigkernels.ops.attention import triton as drawer
+from bigkernels.ops.attention import (
+    triton_backward_key,
+    triton_backward_mask,
+    triton_backward_query,
+    triton_backward_rows,
+    triton_config,
+    triton_forward,
+)
+from tests.static.triton_kernels import Configuration
+
+KERNELS = {
+    "forward": triton_forward.attention_forward_kernel,
+    "rows": triton_backward_rows.attention_backward_rows_kernel,
+    "query": triton_backward_query.attention_backward_query_kernel,
+    "key": triton_backward_key.attention_backward_key_kernel,
+    "mask": triton_backward_mask.attention_backward_mask_kernel,
+}
+STATISTICS = ("lse_ptr", "dlse_ptr", "delta_ptr", "most_ptr", "weight_ptr")
+DROPOUT = ("seed_ptr", "offset_ptr", "rows_ptr")
+TYPES = {
+    **dict.fromkeys(DROPOUT, "*i64"),
+    **dict.fromkeys(("cu_q_ptr", "cu_k_ptr", "lengths_ptr"), "*i32"),
+    **dict.fromkeys((*STATISTICS, "slopes_ptr", "sinks_ptr"), "*fp32"),
+    **dict.fromkeys(("scale", "softcap", "keep_scale"), "fp32"),
+    "threshold": "i64",
+}
+ADDED = ("slopes_ptr", "sinks_ptr")
+EXTRAS = ("mask_ptr", "lengths_ptr", *ADDED, "dlse_ptr", *DROPOUT)
+PACKED = ("cu_q_ptr", "cu_k_ptr")
+ARCHITECTURES = ("sm_80", "sm_90", "gfx942")
+BITS = drawer.FLAGS
+# What each variant passes as None, its flags, whether it is plain to triton_config.
+VARIANTS = {
+    "plain": ((*EXTRAS, *PACKED), 0, True),
+    "packed causal": (EXTRAS, BITS["ranged"], True),
+    "bias": ((*ADDED, *PACKED, *DROPOUT, "lengths_ptr"), BITS["added"] | BITS["summed"], False),
+    "dropout": (("mask_ptr", *ADDED, *PACKED), BITS["dropout"], False),
+    "capped": (
+        ("mask_ptr", *PACKED, *DROPOUT),
+        BITS["ranged"] | BITS["softcap"] | BITS["added"],
+        False,
+    ),
+}
+DIMS = (64, 128, 256)
+# Products: of 16-bit elements, of float32 on tensor cores, and true ones.
+KINDS = (("bf16", "tf32"), ("fp16", "tf32"), ("fp32", "tf32"), ("fp32", "ieee"))
+
+
+def _types(kernel: Any, dtype: str) -> dict[str, str]:
+    pointers = {name: f"*{dtype}" for name in kernel.arg_names if name.endswith("_ptr")}
+    return {**dict.fromkeys(kernel.arg_names, "i32"), **pointers, **TYPES}
+
+
+def _configuration(
+    name: str, variant: str, dim: int, dtype: str, precision: str, arch: str
+) -> Configuration:
+    kernel = KERNELS[name]
+    absent, flags, plain = VARIANTS[variant]
+    ieee = precision == "ieee" and dtype == "fp32"
+    tile = triton_config.tiles(arch, 32 if dtype == "fp32" else 16, ieee, dim, plain)[name]
+    constants = {
+        **dict.fromkeys([a for a in absent if a in kernel.arg_names]),
+        **{"FLAGS": flags, "PRECISION": precision, "UNIT": 8, "stride_mk": 1},
+        **{"D": dim, "DV": dim, "BLOCK_D": dim, "BLOCK_DV": dim},
+        **{"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n},
+    }
+    wide = ("wide load", "wide store") if name in ("forward", "query", "key") else ()
+    # Tiles of 64 queries or keys go through wgmma.
+    wgmma = ("HGMMA",) if dtype != "fp32" and dim <= 128 else ()
+    products = () if ieee or name == "rows" else ("HMMA", *wgmma)
+    return Configuration(
+        f"triton attention {name} {variant} {dim} {dtype}{' ' + precision if dtype == 'fp32' else ''}",
+        kernel,
+        _types(kernel, dtype),
+        constants,
+        {
+            "num_warps": tile.num_warps,
+            "num_stages": tile.num_stages,
+            "maxnreg": triton_config.REGISTERS,
+        },
+        promises=(*wide, *products),
+        architectures=(arch,),
+    )
+
+
+def configurations() -> Iterator[Configuration]:
+    for name in KERNELS:
+        for variant in VARIANTS:
+            if name == "mask" and variant != "bias":
+                continue
+            for dim in DIMS:
+                for dtype, precision in KINDS:
+                    if dtype == "fp32" and dim > drawer.MAX_DIM_FLOAT32:
+                        continue
+                    usual = variant == "plain" and (dtype != "fp16" or dim == 64)
+                    if usual or dtype == "bf16" or (dtype == "fp32" and variant == "bias"):
+                        for arch in ARCHITECTURES:
+                            yield _configuration(name, variant, dim, dtype, precision, arch)
