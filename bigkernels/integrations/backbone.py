@@ -51,15 +51,11 @@ def _why_padded(backbone: Any, given: dict[str, Any]) -> str | None:
     config = backbone.config
     if getattr(config, "is_decoder", False):
         return "it is a decoder"
-    for name, value in given.items():
-        if value is not None and name not in _TENSORS and name not in _FLAGS:
-            return f"{name} was passed"
-    if reason := eligible.why_recorded(config, given):
-        return reason
-    if bert.recording():
-        return "an outer model records outputs"
-    return _why_not_these_tensors(backbone, given) or stacks.why_not(
-        backbone, lambda: _layers_of(backbone), lambda: _examine(backbone)
+    return (
+        eligible.why_passed(given, _TENSORS, _FLAGS)
+        or bert.why_recorded(config, given)
+        or _why_not_these_tensors(backbone, given)
+        or stacks.why_not(backbone, lambda: _layers_of(backbone), lambda: _examine(backbone))
     )
 
 
@@ -81,10 +77,7 @@ def _examine(backbone: Any) -> str | None:
     for name, module in outside.items():
         if module is not None and eligible.hooked(module):
             return f"{name} has hooks"
-    for index, layer in enumerate(parts[stack].layer):
-        if reason := stacks.why_unfused(layer):
-            return f"layer {index}: {reason}"
-    return None
+    return stacks.why_layers_unfused(parts[stack].layer)
 
 
 def _why_not_these_tensors(backbone: Any, given: dict[str, Any]) -> str | None:

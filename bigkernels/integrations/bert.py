@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -87,6 +87,15 @@ def recording() -> frozenset[str]:
     # A context variable cannot be read while compiling; there transformers uses its global twin.
     found = collector.global_var if torch.compiler.is_compiling() else collector.get()
     return frozenset(found or ())
+
+
+def why_recorded(config: Any, given: Mapping[str, Any]) -> str | None:
+    """Why a call must go through stock's layers: their outputs are wanted; or None. given: its arguments by name."""
+    for name in ("output_hidden_states", "output_attentions"):
+        asked = given.get(name)
+        if asked or (asked is None and getattr(config, name, False)):
+            return f"{name} was asked for"
+    return "an outer model records outputs" if recording() else None
 
 
 def records_attentions() -> bool:

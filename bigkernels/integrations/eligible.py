@@ -113,12 +113,11 @@ def _methods(cls: type) -> tuple[str, ...]:
 _ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
 
 
-def why_recorded(config: Any, given: Mapping[str, Any]) -> str | None:
-    """Why a call must go through stock's layers: their outputs are wanted; or None. given: its arguments by name."""
-    for name in ("output_hidden_states", "output_attentions"):
-        asked = given.get(name)
-        if asked or (asked is None and getattr(config, name, False)):
-            return f"{name} was asked for"
+def why_passed(given: Mapping[str, Any], *known: tuple[str, ...]) -> str | None:
+    """Which of a call's arguments, by name, is none of those known; or None."""
+    for name, value in given.items():
+        if value is not None and not any(name in names for names in known):
+            return f"{name} was passed"
     return None
 
 

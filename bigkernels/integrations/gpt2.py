@@ -69,24 +69,18 @@ def _examine(model: Any) -> str | None:
     ):  # fmt: skip
         if reason := eligible.refuse_child(name, model._modules[name], classes):
             return reason
-    for index, block in enumerate(model.h):
-        if reason := stacks.why_unfused(block):
-            return f"layer {index}: {reason}"
-    return None
+    return stacks.why_layers_unfused(model.h)
 
 
 def _why_not(model: Any, given: dict[str, Any]) -> str | None:
     config = model.config
-    for name, value in given.items():
-        if value is not None and name not in _INPUTS and name not in _FLAGS:
-            return f"{name} was passed"
+    if reason := eligible.why_passed(given, _INPUTS, _FLAGS):
+        return reason
     cached = given.get("use_cache")
     if config.use_cache if cached is None else cached:
         return "a cache was asked for (use_cache=False is without)"
-    if reason := eligible.why_recorded(config, given):
+    if reason := bert.why_recorded(config, given):
         return reason
-    if bert.recording():
-        return "an outer model records outputs"
     ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
     tokens = embeds if ids is None else ids
     if tokens is None or (ids is not None and embeds is not None):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -124,3 +124,11 @@ def why_unfused(module: nn.Module) -> str | None:
     if eligible.hooked(module):
         return "has hooks"
     return "has a forward of its own" if "forward" in module.__dict__ else role.refuse(module)
+
+
+def why_layers_unfused(layers: Iterable[nn.Module]) -> str | None:
+    """The first layer that is not surely what its role says, and why; or None."""
+    for index, layer in enumerate(layers):
+        if reason := why_unfused(layer):
+            return f"layer {index}: {reason}"
+    return None

@@ -46,22 +46,12 @@ def _parts(layer: Any) -> whole.Layer:
     return whole.Layer.of(modules, heads, scaling, activation, rate)._replace(norm_first=True)
 
 
-def _examine(model: Any) -> str | None:
-    for index, layer in enumerate(model.layers):
-        if reason := stacks.why_unfused(layer):
-            return f"layer {index}: {reason}"
-    return None
-
-
 def _why_not(model: Any, given: dict[str, Any]) -> str | None:
-    for name, value in given.items():
-        if value is not None and name not in _INPUTS and name not in _FLAGS:
-            return f"{name} was passed"
+    if reason := eligible.why_passed(given, _INPUTS, _FLAGS):
+        return reason
     if given.get("pixel_values") is None:
         return "there are no pixel_values"
-    if reason := eligible.why_recorded(model.config, given):
-        return reason
-    return "an outer model records outputs" if bert.recording() else None
+    return bert.why_recorded(model.config, given)
 
 
 def _forward(stock: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -69,7 +59,10 @@ def _forward(stock: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -
         return stock(model, *args, **kwargs)
     given = backbone.by_name(stock, args, kwargs)
     how = stacks.native(
-        model, lambda: list(model.layers), lambda: _examine(model), _why_not(model, given)
+        model,
+        lambda: list(model.layers),
+        lambda: stacks.why_layers_unfused(model.layers),
+        _why_not(model, given),
     )
     if how is None:
         return stock(model, *args, **kwargs)
