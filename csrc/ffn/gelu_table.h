@@ -10,8 +10,8 @@ namespace bigkernels {
 
 struct GeluTable {
   static constexpr int kSegments = 32, kTerms = 4;
-  static constexpr float kStep =
-      0.165f;  // from the middle of a segment to the next one's; the first is at 0
+  // From the middle of a segment to the next one's; the first is at 0.
+  static constexpr float kStep = 0.165f;
   static constexpr float kEnd = kStep * (kSegments - 0.5f);
   // By powers of (t - middle) / kStep.
   alignas(64) float terms[kTerms][kSegments];

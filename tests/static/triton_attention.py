@@ -15,7 +15,7 @@ from bigkernels.ops.attention import (
     triton_config,
     triton_forward,
 )
-from tests.static.triton_kernels import Configuration
+from tests.static.triton_kernels import TARGETS, Configuration
 
 KERNELS = {
     "forward": triton_forward.attention_forward_kernel,
@@ -36,7 +36,6 @@ TYPES = {
 ADDED = ("slopes_ptr", "sinks_ptr")
 EXTRAS = ("mask_ptr", "lengths_ptr", *ADDED, "dlse_ptr", *DROPOUT)
 PACKED = ("cu_q_ptr", "cu_k_ptr")
-ARCHITECTURES = ("sm_80", "sm_90", "gfx942")
 BITS = drawer.FLAGS
 # What each variant passes as None, its flags, whether it is plain to triton_config.
 VARIANTS = {
@@ -103,5 +102,5 @@ def configurations() -> Iterator[Configuration]:
                         continue
                     usual = variant == "plain" and (dtype != "fp16" or dim == 64)
                     if usual or dtype == "bf16" or (dtype == "fp32" and variant == "bias"):
-                        for arch in ARCHITECTURES:
+                        for arch in TARGETS:
                             yield _configuration(name, variant, dim, dtype, precision, arch)

@@ -8,7 +8,7 @@ import torch
 
 from bigkernels.ops.ffn import triton_kernels as kernels
 from bigkernels.ops.ffn import triton_tiles
-from tests.static.triton_kernels import Configuration
+from tests.static.triton_kernels import TARGETS, Configuration
 
 TYPES = {
     **dict.fromkeys(("seed_ptr", "offset_ptr", "row_ids_ptr"), "*i64"),
@@ -35,7 +35,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def configurations() -> Iterator[Configuration]:
-    for architecture in triton_tiles.ARCHITECTURES:
+    for architecture in TARGETS:
         for dtype, precision, activation, gated in VARIANTS:
             for direction in ("gated" if gated else "forward", "backward"):
                 for large in (False,) if dtype == "fp32" else (True, False):

@@ -125,16 +125,13 @@ class Call(NamedTuple):
 
     def dims(self) -> dict[str, Any]:
         d, dv = self.q.shape[-1], self.v.shape[-1]
-        both = {
+        return {
+            "FLAGS": self.flags,
+            "PRECISION": triton_launch.float32_products(self.q.dtype),
             "D": d,
             "DV": dv,
             "BLOCK_D": triton_config.padded(d),
             "BLOCK_DV": triton_config.padded(dv),
-        }
-        return {
-            "FLAGS": self.flags,
-            "PRECISION": triton_launch.float32_products(self.q.dtype),
-            **both,
         }
 
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 
-ARCHITECTURES = ("sm_80", "sm_90", "gfx942")
 # Tiles of the large kind that a plane must have for them to be worth it: about the multiprocessors of a GPU.
 _ENOUGH = 128
 

@@ -257,12 +257,11 @@ struct PanelAhead {
 // in L1 and the rows' in L2. The sums are the same ones in the same order.
 struct TileWork {
   static constexpr int64_t kPanelBytes = 64 << 10, kPieceBytes = 32 << 10, kMostPairs = 8;
-  int64_t rows, steps, groups, block, panels, span, depth;
+  int64_t steps, groups, block, panels, span, depth;
 
   // operand: bytes of one operand's tiles at a step.
   TileWork(int64_t rows, int64_t columns, int64_t steps, int64_t operand, int threads)
-      : rows(rows),
-        steps(steps),
+      : steps(steps),
         groups(ceil_div(rows, kPairSide)),
         panels(columns / kPairSide),
         span(1),
