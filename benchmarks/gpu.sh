@@ -76,7 +76,7 @@ END'
 pytest=("$PYTHON" -m pytest -o addopts= -q -m 'not full' -p no:cacheprovider --maxfail=20)
 workers=()
 "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n "$((MAX_JOBS < 8 ? MAX_JOBS : 8))")
-rooms=(tests/test_layer_norm.py tests/test_attention.py tests/test_ffn.py tests/test_embedding.py)
+rooms=(tests/test_layer_norm.py tests/test_attention.py tests/test_ffn.py tests/test_embedding.py tests/test_packing.py)
 # Which tests: of a rehearsal a few, because an emulated kernel takes a thousand times as long.
 all=cuda some='cuda and every_width and not triton'
 if [ $device = emulated ]; then

@@ -17,6 +17,7 @@ from bigkernels.testing.cases.cross_entropy import CrossEntropyCase
 from bigkernels.testing.cases.embedding import EmbeddingCase
 from bigkernels.testing.cases.ffn import FeedForwardCase
 from bigkernels.testing.cases.layer_norm import AddLayerNormCase, LayerNormCase
+from bigkernels.testing.cases.packing import PackingCase
 from bigkernels.testing.problem import Problem
 
 
@@ -115,6 +116,11 @@ def timed_cases(smoke: bool) -> Iterator[tuple[Any, str, dict[str, int]]]:
     for m, v in [(8, 300)] if smoke else [(16384, 30522)]:
         loss = CrossEntropyCase(reason="timed", rows=m, classes=v, ignored=0, dtype=half)
         yield loss, f"{m}x{v}", {"bytes": m * v * half.itemsize}
+    for b, s, n in [(2, 8, 64)] if smoke else [(128, 512, 768)]:
+        lengths = tuple(s // 4 + (s - s // 4) * i // (b - 1) for i in range(b))
+        tokens, where = sum(lengths), {"length": s, "rest": (n,), "dtype": half}
+        pack = PackingCase(reason="timed", lengths=lengths, spare=0, **where)
+        yield pack, f"{b}x{s}x{n}", {"bytes": (3 * tokens + b * s) * n * half.itemsize}
 
 
 # What a backward computes or moves, of what the forward does. Of rows: dout and the sum come in, a gradient for
@@ -126,6 +132,7 @@ BACKWARD = {
     "feed_forward": 2.0,
     "embedding": 2.0,
     "cross_entropy": 2.0,
+    "packing": 1.0,
 }
 
 
@@ -262,7 +269,7 @@ GROUPS: dict[str, Callable[[Context], Iterator[Case]]] = {
     "ceilings": ceilings,
     **{
         room: functools.partial(rooms, room=room)
-        for room in ("layer_norm", "attention", "ffn", "embedding", "cross_entropy")
+        for room in ("layer_norm", "attention", "ffn", "embedding", "cross_entropy", "packing")
     },
     "encoder": encoder,
 }

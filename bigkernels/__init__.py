@@ -12,6 +12,7 @@ from bigkernels.ops.cross_entropy.api import cross_entropy
 from bigkernels.ops.embedding.api import embedding
 from bigkernels.ops.ffn.api import feed_forward
 from bigkernels.ops.layer_norm.api import add_layer_norm, layer_norm
+from bigkernels.ops.packing import api as packing
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ __all__ = [
     "explain",
     "feed_forward",
     "layer_norm",
+    "packing",
     "scaled_dot_product_attention",
     "trace",
     "use_backend",

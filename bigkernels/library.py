@@ -12,7 +12,7 @@ import pathlib
 
 import torch
 
-ROOMS = ("layer_norm", "attention", "ffn", "encoder", "embedding", "cross_entropy")
+ROOMS = ("layer_norm", "attention", "ffn", "encoder", "embedding", "cross_entropy", "packing")
 
 LIBRARY = torch.library.Library("bigkernels", "FRAGMENT")
 

@@ -22,6 +22,7 @@ from bigkernels.ops.encoder.contract import Facts as EncoderFacts
 from bigkernels.ops.ffn.contract import ACTIVATIONS
 from bigkernels.ops.ffn.contract import Facts as FfnFacts
 from bigkernels.ops.layer_norm.contract import Facts as LayerNormFacts
+from bigkernels.ops.packing.contract import Facts as PackingFacts
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 DRAWERS = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu"}
@@ -98,6 +99,10 @@ ROOMS = {
     "cross_entropy": (
         CrossEntropyFacts,
         {"dtype": DTYPES, "smoothing": (False, True), "needs_grad": (True, False)},
+    ),
+    "packing": (
+        PackingFacts,
+        {"dtype": (*DTYPES, torch.bool, torch.int64), "needs_grad": (True, False)},
     ),
 }
 

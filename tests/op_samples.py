@@ -219,6 +219,23 @@ def cross_entropy_backward(device, forward):
     return found
 
 
+def packing_plan(device, forward):
+    keep = torch.tensor([[1, 1, 0], [0, 1, 0]], device=device)
+    return [(keep, 3), (keep.bool(), 6), (keep.T.float(), 4), (keep[:0], 0)]
+
+
+def packing_forward(device, forward):
+    x, heads = _draw(device, (4, 5), (4, 3, 2))
+    source = torch.tensor([2, -1, 0], device=device)
+    return [
+        (x, source),
+        (heads.transpose(1, 2), source),
+        (x[:, 0].bool(), source),
+        (x[:0], source),
+        (x.half(), source[:0]),
+    ]
+
+
 def philox_seed(device, forward):
     return [(torch.empty(3, device=device),)]
 
@@ -242,6 +259,8 @@ SAMPLES = {
         embedding_backward,
         cross_entropy_forward,
         cross_entropy_backward,
+        packing_plan,
+        packing_forward,
         philox_seed,
     )
 }

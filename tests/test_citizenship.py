@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import bigkernels as bk
-from bigkernels.integrations import packing
+from bigkernels.ops.packing import api as packing
 from bigkernels.testing import judge
 
 B, L, E, H, HIDDEN = 2, 5, 16, 2, 24

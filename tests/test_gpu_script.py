@@ -56,6 +56,7 @@ def test_the_script_times_what_runs_and_says_why_the_rest_does_not(tmp_path) -> 
         "feed_forward",
         "embedding",
         "cross_entropy",
+        "packing",
         "encoder",
     }
     assert all(0 < r["lower_us"] <= r["median_us"] <= r["upper_us"] for r in timed)

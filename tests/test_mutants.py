@@ -14,6 +14,7 @@ from bigkernels.testing.cases.cross_entropy import CrossEntropyCase
 from bigkernels.testing.cases.embedding import EmbeddingCase
 from bigkernels.testing.cases.ffn import FeedForwardCase
 from bigkernels.testing.cases.layer_norm import AddLayerNormCase
+from bigkernels.testing.cases.packing import PackingCase
 from tests.emulator.core import Module
 from tests.emulator.device import emulated, why_not
 from tests.emulator.ptx import mutants
@@ -42,6 +43,9 @@ CASES = {
     ),
     "cross_entropy": (
         CrossEntropyCase(reason="mutants", rows=3, classes=6000, label_smoothing=0.1),
+    ),
+    "packing": (
+        PackingCase(reason="mutants", lengths=(2500, 3), length=2600, side="holes", spare=9),
     ),
 }
 # (kernel, device): {the mutant's number, from 0: why nothing is wrong with it}

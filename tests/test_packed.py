@@ -290,7 +290,7 @@ def test_a_forced_backend_and_traces_are_obeyed():
     run(model)
     with bigkernels.trace() as records:
         run(model)
-    assert [r.room for r in records] == ["embedding", "encoder"]
+    assert [r.room for r in records if r.room != "packing"] == ["embedding", "encoder"]
     with bigkernels.use_backend("reference"), bigkernels.trace() as records:
         run(model)
     assert {r.backend for r in records} == {"reference"}

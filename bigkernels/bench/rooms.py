@@ -104,6 +104,7 @@ def torch_default(case: Case) -> Call:
         "feed_forward": _feed_forward,
         "embedding": _embedding,
         "cross_entropy": _cross_entropy,
+        "packing": _packing,
     }
     return functools.partial(made[case.operation], case)
 
@@ -190,6 +191,13 @@ def _cross_entropy(case: Any, inputs: Tensors) -> Mapping[str, Tensor]:
     logits, target = inputs["input"], inputs["target"]
     assert logits is not None and target is not None
     return {"out": F.cross_entropy(logits, target, ignore_index=case.ignore_index)}
+
+
+def _packing(case: Any, inputs: Tensors) -> Mapping[str, Tensor]:
+    x, keep = inputs["x"], inputs["keep"]
+    assert x is not None and keep is not None
+    packed = x[keep]
+    return {"packed": packed, "out": torch.zeros_like(x).masked_scatter(keep[..., None], packed)}
 
 
 def _padding(case: Any, k: Tensor) -> Tensor | None:

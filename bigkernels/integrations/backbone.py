@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigkernels.integrations import bert, calls, eligible, heads, packing, slower, stacks, whole
-from bigkernels.integrations.packing import Plan
+from bigkernels.integrations import bert, calls, eligible, heads, slower, stacks, whole
 from bigkernels.integrations.twins import Role
 from bigkernels.nn import masks
 from bigkernels.ops import checks
+from bigkernels.ops.packing import api as packing
+from bigkernels.ops.packing.contract import Plan
 
 _TENSORS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 _FLAGS = ("output_hidden_states", "output_attentions", "return_dict", "use_cache")

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bigkernels.integrations import eligible
-from bigkernels.integrations.packing import Plan
 from bigkernels.integrations.twins import Role
 from bigkernels.integrations.whole import Layer
 from bigkernels.ops.attention.api import scaled_dot_product_attention, varlen_attn
 from bigkernels.ops.embedding.api import embedding
 from bigkernels.ops.ffn.api import feed_forward
 from bigkernels.ops.layer_norm.api import add_layer_norm
+from bigkernels.ops.packing.contract import Plan
 
 _LAYER = {
     "attention.self.query": eligible.LINEAR,

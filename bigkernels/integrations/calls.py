@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from bigkernels.integrations.packing import Plan
+from bigkernels.ops.packing.contract import Plan
 
 
 class Call(NamedTuple):

@@ -18,11 +18,11 @@ from bigkernels.integrations.bert import (
     readable_mask,
     records_attentions,
 )
-from bigkernels.integrations.packing import Plan
 from bigkernels.integrations.twins import Role
 from bigkernels.integrations.whole import Layer
 from bigkernels.ops.ffn.api import feed_forward
 from bigkernels.ops.layer_norm.api import add_layer_norm
+from bigkernels.ops.packing.contract import Plan
 
 _BLOCK = {
     "attention.q_lin": eligible.LINEAR,

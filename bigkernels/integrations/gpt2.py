@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigkernels.integrations import backbone, bert, calls, eligible, packing, stacks, whole
-from bigkernels.integrations.packing import Plan
+from bigkernels.integrations import backbone, bert, calls, eligible, stacks, whole
 from bigkernels.integrations.twins import Role
 from bigkernels.ops import checks
+from bigkernels.ops.packing import api as packing
+from bigkernels.ops.packing.contract import Plan
 
 _SHELLS = ("attn", "mlp")
 _INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids")

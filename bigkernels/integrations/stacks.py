@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from bigkernels.integrations import eligible, whole
-from bigkernels.integrations.packing import Plan
 from bigkernels.integrations.snapshot import Snapshot
 from bigkernels.integrations.twins import role_of
 from bigkernels.nn import absorb
+from bigkernels.ops.packing.contract import Plan
 
 
 class Seen(NamedTuple):

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bigkernels.integrations import outputs, packing
+from bigkernels.integrations import outputs
 from bigkernels.integrations.calls import Call
 from bigkernels.integrations.outputs import Check
 from bigkernels.integrations.permuted import Permuted
 from bigkernels.integrations.stacks import one_layer
+from bigkernels.ops.packing import api as packing
 
 
 class Layers:

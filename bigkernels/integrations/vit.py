@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from bigkernels.integrations import backbone, bert, calls, eligible, packing, stacks, whole
+from bigkernels.integrations import backbone, bert, calls, eligible, stacks, whole
 from bigkernels.integrations.twins import Role
 from bigkernels.ops import checks
+from bigkernels.ops.packing import api as packing
 
 _LAYER = {
     "attention.q_proj": eligible.LINEAR,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bigkernels import backends, library
 from bigkernels.integrations.packed import PackedCopy, parts
-from bigkernels.integrations.packing import Plan
 from bigkernels.ops.encoder import contract
+from bigkernels.ops.packing.contract import Plan
 
 PRECISIONS: dict[object, str] = {
     torch.float32: "float32",

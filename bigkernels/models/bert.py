@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bigkernels as bk
-from bigkernels.integrations import packing, whole
-from bigkernels.integrations.packing import Plan
+from bigkernels.integrations import whole
 from bigkernels.nn import absorb
 from bigkernels.ops import checks
+from bigkernels.ops.packing import api as packing
+from bigkernels.ops.packing.contract import Plan
 
 ACTIVATIONS = {
     "gelu": "gelu",

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bigkernels.integrations.packing import Plan
 from bigkernels.nn import masks
 from bigkernels.nn.masks import Masks
 from bigkernels.ops.attention.api import scaled_dot_product_attention, varlen_attn
 from bigkernels.ops.attention.weights import attention_weights
+from bigkernels.ops.packing.contract import Plan
 
 Triple = tuple[Tensor, Tensor, Tensor]
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigkernels.integrations import packing
 from bigkernels.nn import absorb, masks, native
 from bigkernels.nn.layer_norm import LayerNorm
 from bigkernels.nn.masks import Masks
 from bigkernels.nn.transformer import Batch, adopt, check_tensors, on_nested, packable
+from bigkernels.ops.packing import api as packing
 
 
 class TransformerEncoder(torch.nn.TransformerEncoder):

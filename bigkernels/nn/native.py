@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bigkernels.integrations import calls, packing, whole
-from bigkernels.integrations.packing import Plan
+from bigkernels.integrations import calls, whole
 from bigkernels.integrations.snapshot import Snapshot
 from bigkernels.nn import absorb, masks
 from bigkernels.nn.feed_forward import activation_name
 from bigkernels.nn.layer_norm import LayerNorm
 from bigkernels.nn.transformer import packable, probability
+from bigkernels.ops.packing import api as packing
+from bigkernels.ops.packing.contract import Plan
 
 
 class Seen(NamedTuple):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from bigkernels.integrations import packing
 from bigkernels.nn import absorb
 from bigkernels.nn.attention import MultiheadAttention
 from bigkernels.nn.feed_forward import activation_name
@@ -19,6 +18,7 @@ from bigkernels.nn.masks import Masks
 from bigkernels.ops.ffn.api import feed_forward
 from bigkernels.ops.ffn.contract import ACTIVATIONS
 from bigkernels.ops.layer_norm.api import add_layer_norm
+from bigkernels.ops.packing.contract import Plan
 
 
 class Batch(NamedTuple):
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     key_padding_mask: Tensor | None
     is_causal: bool
     call: Masks  # the same in the kernels' terms
-    plan: packing.Plan | None  # of packed tokens (T, E)
+    plan: Plan | None  # of packed tokens (T, E)
     rows: Tensor | None  # sample and position of each row, where its place in x does not say them
 
 

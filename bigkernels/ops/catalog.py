@@ -8,6 +8,7 @@ from bigkernels.ops.cross_entropy import api as cross_entropy
 from bigkernels.ops.embedding import api as embedding
 from bigkernels.ops.ffn import api as ffn
 from bigkernels.ops.layer_norm import api as layer_norm
+from bigkernels.ops.packing import api as packing
 
 
 class Entry(NamedTuple):
@@ -44,5 +45,8 @@ FACTS = {
     "embedding": Entry(
         embedding.embedding, "embedding", embedding.embedding_facts, embedding.notes
     ),
+    "packing.plan": Entry(packing.plan, "packing", packing.plan_facts, packing.notes),
+    "packing.unpad": Entry(packing.unpad, "packing", packing.unpad_facts, packing.notes),
+    "packing.pad": Entry(packing.pad, "packing", packing.pad_facts, packing.notes),
     "ffn": Entry(ffn.feed_forward, "ffn", ffn.ffn_facts, ffn.notes),
 }

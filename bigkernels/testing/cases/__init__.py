@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bigkernels.testing.problem import Problem, Tensors
 
-ROOMS = ("attention", "layer_norm", "ffn", "encoder", "embedding", "cross_entropy")
+ROOMS = ("attention", "layer_norm", "ffn", "encoder", "embedding", "cross_entropy", "packing")
 
 _SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
 

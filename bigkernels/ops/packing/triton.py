@@ -1,0 +1,91 @@
+"""Triton drawer of the packing room: the plan without waiting for the device, and copies of rows.
+
+The kernels (triton_kernels.py) are imported at the first call, and triton with them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from bigkernels.ops import triton_launch
+from bigkernels.ops.packing.contract import Facts
+from bigkernels.ops.triton_launch import device_of
+
+_DTYPES = (
+    *(torch.float32, torch.bfloat16, torch.float16, torch.float64),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+PLAN_BLOCK, PLAN_WARPS = 1024, 4
+MOST_COLUMNS, TILE = 2048, 4096  # of one program of the copies, and elements of its tile
+COPY_WARPS = 4
+
+
+def limits(facts: Facts) -> tuple[str, ...]:
+    """Why these kernels do not take a call; empty if they do."""
+    if triton_launch.MISSING is not None:
+        return (triton_launch.MISSING,)
+    if facts.dtype not in _DTYPES:
+        return (f"dtype {facts.dtype} is neither real nor an integer of Triton's",)
+    return ()
+
+
+def _plain(x: Tensor) -> Tensor:
+    """Contiguous, and booleans as the bytes they are."""
+    x = x.contiguous()
+    return x.view(torch.uint8) if x.dtype == torch.bool else x
+
+
+def packing_plan(keep: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from . import triton_kernels as kernels
+
+    batch, length = keep.shape
+    long = functools.partial(keep.new_empty, dtype=torch.int64)
+    indices, places, rows = long(tokens), long(batch * length), long(tokens)
+    cu_seq = keep.new_zeros(batch + 1, dtype=torch.int32)
+    if batch * length == 0:
+        return indices, places, cu_seq, rows
+    counts = keep.new_empty(batch, dtype=torch.int32)
+    given = _plain(keep)
+    with device_of(keep):
+        kernels.packing_count_kernel[(batch,)](
+            given, counts, length, BLOCK=PLAN_BLOCK, num_warps=PLAN_WARPS
+        )
+        kernels.packing_plan_kernel[(batch,)](
+            given, counts, indices, places, cu_seq, rows, batch, length, tokens,
+            BLOCK=PLAN_BLOCK, num_warps=PLAN_WARPS,
+        )  # fmt: skip
+        if tokens < batch * length:
+            torch._assert_async(cu_seq[-1] <= tokens, f"tokens: {tokens}, but keep has more")
+    return indices, places, cu_seq, rows
+
+
+@functools.cache
+def tile(columns: int) -> tuple[int, int]:
+    """(BLOCK_M, BLOCK_N) of the copies of rows."""
+    block_n = min(MOST_COLUMNS, 1 << (columns - 1).bit_length())
+    return min(1024, TILE // block_n), block_n
+
+
+def packing_forward(x: Tensor, source: Tensor) -> Tensor:
+    from . import triton_kernels as kernels
+
+    count, columns = source.shape[0], math.prod(x.shape[1:])
+    out = x.new_empty((count, *x.shape[1:]))
+    if count * columns == 0:
+        return out
+    if x.shape[0] == 0:
+        return out.zero_()
+    block_m, block_n = tile(columns)
+    with device_of(x):
+        kernels.packing_forward_kernel[(-(-count // block_m), -(-columns // block_n))](
+            _plain(x), source, _plain(out), count, columns,
+            BLOCK_M=block_m, BLOCK_N=block_n, num_warps=COPY_WARPS,
+        )  # fmt: skip
+    return out
+
+
+triton_launch.register(packing_plan, packing_forward)
