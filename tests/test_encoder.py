@@ -16,7 +16,8 @@ HAND_PICKED_AND_RANDOM = cases("encoder")
 MORE_RANDOM = [case for case in cases("encoder", full=True) if case not in HAND_PICKED_AND_RANDOM]
 # So long a second product is cut in K too, once there are enough rows.
 widths = pytest.mark.parametrize("hidden", [128, 2176])
-precisions = pytest.mark.parametrize("precision", ["float32", "high", "bfloat16", "int8"])
+PRECISIONS = ["float32", "high", "bfloat16", "int8", "int8_weights"]
+precisions = pytest.mark.parametrize("precision", PRECISIONS)
 
 
 @pytest.fixture
@@ -139,9 +140,10 @@ def test_python_threads_share_the_packed_weights(network):
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
-def test_int8_stays_close_to_float32(device, norm_first):
+@pytest.mark.parametrize("precision", ["int8", "int8_weights"])
+def test_int8_stays_close_to_float32(device, precision, norm_first):
     shape = (384, 1536)
-    facts = Facts("cpu", torch.float32, "int8", "gelu", norm_first, False, *shape, 32, False)
+    facts = Facts("cpu", torch.float32, precision, "gelu", norm_first, False, *shape, 32, False)
     device.require("encoder", facts)
     given, lengths = weights(6, *shape), (60, 1, 33)
     x = torch.randn(sum(lengths), shape[0])
@@ -149,11 +151,41 @@ def test_int8_stays_close_to_float32(device, norm_first):
     options = {"heads": 12, "norm_first": norm_first}
     out, expected = (
         api.encoder(x, starts(*lengths), given, precision=precision, **options)
-        for precision in ("int8", "float32")
+        for precision in (precision, "float32")
     )
     cosines = torch.cosine_similarity(out, expected, dim=1)
     assert cosines.mean() > 0.999
     assert cosines.quantile(0.01) > 0.997
+
+
+@pytest.mark.parametrize(
+    ("width", "hidden", "heads"), [(64, 128, 2), (96, 160, 3), (40, 72, 4), (128, 2176, 1)]
+)
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_integer_weights_lose_no_more_than_bfloat16_where_both_hold_them_exactly(
+    device, width, hidden, heads, activation, norm_first
+):
+    facts = Facts(
+        "cpu", torch.float32, "int8_weights", "gelu", False, False, width, hidden, 8, False
+    )
+    device.require("encoder", facts)
+    exact = []
+    for index, weight in enumerate(weights(3, width, hidden)):
+        if weight.dim() == 2:  # in steps of 1/512: the largest of each row is 127 of them
+            weight = (weight * 300).round().clamp(-126, 126)
+            weight[:, index % width] = 127
+            weight = weight / 512
+        exact.append(weight)
+    lengths = (5, 33, 1, 90)
+    x = torch.randn(sum(lengths), width)
+    options = {"heads": heads, "activation": activation, "norm_first": norm_first, "causal": True}
+    found, peer, truth = (
+        api.encoder(x, starts(*lengths), exact, precision=precision, backend="cpu", **options)
+        for precision in ("int8_weights", "bfloat16", "float32")
+    )
+    assert (found - truth).square().mean() <= (peer - truth).square().mean()
+    assert (found - truth).abs().max() <= 2 * (peer - truth).abs().max()
 
 
 def test_int8_refuses_widths_that_fill_no_tile(device):

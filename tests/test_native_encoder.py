@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_native import ISAS, native
 
-PRECISIONS = ("float32", "high", "bfloat16", "int8")
+PRECISIONS = ("float32", "high", "bfloat16", "int8", "int8_weights")
 
 
 def has_tiles() -> bool:
@@ -24,7 +24,7 @@ def has_tiles() -> bool:
 
 ALL_ISAS = [*ISAS, *(["amx"] if has_tiles() else [])]
 # Of the largest result: roundings of the products' operands, through two layers.
-BOUND = {"float32": 2e-5, "high": 2e-4, "bfloat16": 0.05, "int8": 0.15}
+BOUND = {"float32": 2e-5, "high": 2e-4, "bfloat16": 0.05, "int8": 0.15, "int8_weights": 0.1}
 LENGTHS = (5, 1, 40, 17)
 
 

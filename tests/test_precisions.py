@@ -49,7 +49,7 @@ def test_tokens_of_real_text_keep_their_direction(dtype, minilm):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16, "int8"], ids=str)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, "int8", "int8_weights"], ids=str)
 def test_verify_passes_the_real_model(dtype, minilm):
     precision = "float32" if dtype is None else whole.PRECISIONS[dtype]
     if reason := whole.why_not_served(precision):

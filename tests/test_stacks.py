@@ -100,7 +100,7 @@ def test_verify_flags_planted_errors(name, part, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["ViT", "GPT-2", "torch.nn"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, "int8"], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "int8", "int8_weights"], ids=str)
 def test_other_precisions_of_the_products(name, dtype):
     if reason := whole.why_not_served(whole.PRECISIONS[dtype]):
         pytest.skip(f"cpu: {reason}")

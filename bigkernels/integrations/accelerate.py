@@ -192,8 +192,9 @@ def accelerate(model: nn.Module, dtype: torch.dtype | str | None = None) -> Hand
         dtype: what encoders compute their products in when all their layers run in one native call (on the CPU, in
             evaluation mode, without gradients); everything else runs in the model's own dtype, and the weights stay
             as they are. torch.float32, torch.bfloat16, "int8" (weights and activations; the last third of the layers in
-            bfloat16, for accuracy) or "int8_weights", as far as the kernels here serve them; None: the model's dtype,
-            float32 as torch.set_float32_matmul_precision has it.
+            bfloat16, for accuracy) or "int8_weights" (they alone; fastest at one short sample, slower
+            than bfloat16 for large batches), as far as the kernels here serve them; None: the model's dtype, float32 as
+            torch.set_float32_matmul_precision has it.
 
     Returns:
         A handle with ``report()``, ``refresh()`` and ``restore()``; as a context manager it restores at its end.

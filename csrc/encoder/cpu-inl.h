@@ -11,20 +11,33 @@ namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 
 // How the products of an encoder are made.
-enum class EncoderPath { kNone, kFloat32, kBFloat16, kTiles, kSplitTiles, kInt8Tiles };
+enum class EncoderPath {
+  kNone,
+  kFloat32,
+  kBFloat16,
+  kIntegers,
+  kTiles,
+  kSplitTiles,
+  kInt8Tiles,
+  kInt16Tiles
+};
 
 inline EncoderPath path_of(const EncoderShape& shape) {
   const bool narrow = shape.precision == EncoderPrecision::kBFloat16;
   const bool split = shape.precision == EncoderPrecision::kHigh;
+  const bool integers = shape.precision == EncoderPrecision::kInt8Weights;
 #if defined(__AMX_BF16__)
   if (tiles_serve(shape, kTileDepth) && (narrow || split)) {
     return narrow ? EncoderPath::kTiles : EncoderPath::kSplitTiles;
   }
+  const bool whole = tiles_serve(shape, 2 * kTileDepth);
+  if (integers && whole) return EncoderPath::kInt16Tiles;
   if (shape.precision == EncoderPrecision::kInt8) {
-    return tiles_serve(shape, 2 * kTileDepth) ? EncoderPath::kInt8Tiles : EncoderPath::kNone;
+    return whole ? EncoderPath::kInt8Tiles : EncoderPath::kNone;
   }
 #endif
   if (narrow) return EncoderPath::kBFloat16;
+  if (integers) return EncoderPath::kIntegers;
   const bool plain = shape.precision == EncoderPrecision::kFloat32;
   return plain || split ? EncoderPath::kFloat32 : EncoderPath::kNone;
 }
@@ -72,10 +85,13 @@ void encoder_pack(const EncoderPackParams& params) {
     case EncoderPath::kSplitTiles:
       return pack_for_tiles<TileKind::kSplit>(params, layout);
     case EncoderPath::kInt8Tiles:
+    case EncoderPath::kInt16Tiles:
       return pack_for_int8_tiles(params, layout);
 #endif
     case EncoderPath::kBFloat16:
       return pack_for_vectors<BFloat16>(params, layout);
+    case EncoderPath::kIntegers:
+      return pack_for_vectors<int8_t>(params, layout);
     default:
       return pack_for_vectors<float>(params, layout);
   }
@@ -90,6 +106,8 @@ int64_t encoder_workspace(const EncoderForwardParams& params) {
       return TileEncoder<TileKind::kSplit>(params).bytes;
     case EncoderPath::kInt8Tiles:
       return TileEncoder<TileKind::kInt8>(params).bytes;
+    case EncoderPath::kInt16Tiles:
+      return TileEncoder<TileKind::kInt16>(params).bytes;
 #endif
     default:
       return VectorEncoder<float>(params).bytes;
@@ -105,9 +123,13 @@ void encoder_forward(const EncoderForwardParams& params) {
       return forward_tiles<TileKind::kSplit>(params);
     case EncoderPath::kInt8Tiles:
       return forward_tiles<TileKind::kInt8>(params);
+    case EncoderPath::kInt16Tiles:
+      return forward_tiles<TileKind::kInt16>(params);
 #endif
     case EncoderPath::kBFloat16:
       return forward_vectors<BFloat16>(params);
+    case EncoderPath::kIntegers:
+      return forward_vectors<int8_t>(params);
     default:
       return forward_vectors<float>(params);
   }

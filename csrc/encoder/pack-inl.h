@@ -62,14 +62,46 @@ struct PackSource {
   }
 };
 
+// The numbers of a packed row beside its bias: the scale, and the sum of its integers.
+inline float* scales_of(float* bias, int64_t rows) {
+  return bias + round_up(rows, EncoderLayout::kBlock);
+}
+inline int32_t* integer_sums_of(float* bias, int64_t rows) {
+  return reinterpret_cast<int32_t*>(bias + 2 * round_up(rows, EncoderLayout::kBlock));
+}
+
+// Row n of the matrix as whole numbers in [-127, 127] times a scale, which is kept.
+inline void read_integers(const PackSource& source, int64_t n, float* out) {
+  const int64_t depth = source.depth();
+  source.read_row(n, out);
+  Vec top = Vec::zero();
+  traverse<Vec>(0, depth,
+                [&](int64_t c, auto extent) { top = max(top, abs(load<Vec>(out + c, extent))); });
+  const float most = reduce_max(top), scale = most > 0 ? most / 127.0f : 1.0f;
+  for (int64_t k = 0; k < depth; ++k) out[k] = __builtin_rintf(out[k] / scale);
+  scales_of(source.bias, source.rows())[n] = scale;
+}
+
 // kPanelWidth rows of the matrix, from `begin` on, as a panel; room: as many floats.
 template <class W>
 void pack_vector_panel(const PackSource& source, int64_t begin, float* room, W* out) {
   const int64_t depth = source.depth();
-  for (int64_t n = 0; n < kPanelWidth; ++n) source.read_row(begin + n, room + n * depth);
+  constexpr bool kIntegers = sizeof(W) == 1;
+  for (int64_t n = 0; n < kPanelWidth; ++n) {
+    if constexpr (kIntegers) {
+      read_integers(source, begin + n, room + n * depth);
+    } else {
+      source.read_row(begin + n, room + n * depth);
+    }
+  }
   for (int64_t k = 0; k < depth; ++k) {
     for (int64_t n = 0; n < kPanelWidth; ++n) {
-      from_float(room[n * depth + k], out + k * kPanelWidth + n);
+      const float value = room[n * depth + k];
+      if constexpr (kIntegers) {
+        out[k * kPanelWidth + n] = static_cast<W>(value);
+      } else {
+        from_float(value, out + k * kPanelWidth + n);
+      }
     }
   }
 }

@@ -19,8 +19,9 @@ inline bool tiles_serve(const EncoderShape& shape, int64_t depth) {
 
 template <TileKind kKind>
 struct TileEncoder {
-  static constexpr bool kSplit = kKind == TileKind::kSplit, kInt8 = kKind == TileKind::kInt8;
-  static constexpr TileKind kContext = kInt8 ? TileKind::kPlain : kKind;
+  static constexpr bool kSplit = kKind == TileKind::kSplit;
+  static constexpr bool kIntegers = kKind == TileKind::kInt8 || kKind == TileKind::kInt16;
+  static constexpr TileKind kContext = kIntegers ? TileKind::kPlain : kKind;
   // What the attention reads: float32 where products are to be as good as float32's.
   static constexpr DType kAttended = kSplit ? DType::kFloat32 : DType::kBFloat16;
 
@@ -29,8 +30,8 @@ struct TileEncoder {
   const int64_t width, groups, width_row, wide_row, hidden_row;
   float* x;         // residual
   char* heads;      // q k v, rows of kAttended
-  float* attended;  // rows of the attention's results (kSplit) or of normalized ones (kInt8)
-  BFloat16* wide;   // kInt8: rows of the hidden layer
+  float* attended;  // rows of the attention's results (kSplit) or of normalized ones (kIntegers)
+  BFloat16* wide;   // kIntegers: rows of the hidden layer
   RowScales input_scales, hidden_scales;
   float* lse;
   LeftRows<kKind> input, hidden;
@@ -56,8 +57,8 @@ struct TileEncoder {
     const int64_t rows = groups * kPairSide;
     x = arena.take<float>(rows * width_row);
     heads = arena.take<char>(rows * wide_row * element_size(kAttended));
-    attended = arena.take<float>(kSplit || kInt8 ? rows * width_row : 0);
-    wide = arena.take<BFloat16>(kInt8 ? rows * hidden_row : 0);
+    attended = arena.take<float>(kSplit || kIntegers ? rows * width_row : 0);
+    wide = arena.take<BFloat16>(kIntegers ? rows * hidden_row : 0);
     input_scales = {arena.take<float>(rows), arena.take<int32_t>(rows)};
     hidden_scales = {arena.take<float>(rows), arena.take<int32_t>(rows)};
     lse = arena.take<float>(p.shape.heads * p.tokens);
@@ -89,7 +90,7 @@ struct TileEncoder {
   // From the row's sum with the residual on.
   void end_row(int64_t r, RowEnd end) const {
     float* row = x + r * width_row;
-    float* result = end.residual ? row : kInt8 ? attended + r * width_row : nullptr;
+    float* result = end.residual ? row : kIntegers ? attended + r * width_row : nullptr;
     const RowNorm norm = end.norm != nullptr ? norm_of(row, width, end.norm, p.eps) : RowNorm{};
     for (int64_t c = 0; c < width; c += kTileDepth) {
       Vec low = Vec::load(row + c), high = Vec::load(row + c + Vec::kLanes);
@@ -104,11 +105,11 @@ struct TileEncoder {
       if (end.last) {
         store_output(p, r, c, low, Whole{});
         store_output(p, r, c + Vec::kLanes, high, Whole{});
-      } else if constexpr (!kInt8) {
+      } else if constexpr (!kIntegers) {
         input.store(r, c / kTileDepth, low, high);
       }
     }
-    if constexpr (kInt8) {
+    if constexpr (kIntegers) {
       if (!end.last) quantize_row(result, r, width, input, input_scales);
     }
   }
@@ -128,7 +129,7 @@ struct TileEncoder {
 
   template <TileKind kOperand>
   TileWork work_of(int product) const {
-    return TileWork(p.tokens, product_rows(p.shape, product),
+    return TileWork(LeftRows<kOperand>::tiles_of(p.tokens), product_rows(p.shape, product),
                     product_depth(p.shape, product) / operand_depth<kOperand>(),
                     operand_bytes<kOperand>(), p.num_threads);
   }
@@ -147,6 +148,10 @@ struct TileEncoder {
         [&](int64_t r, int64_t c, const float* sums) __attribute__((always_inline)) {
           if constexpr (kOperand == TileKind::kInt8) {
             epilogue(r, c, by.apply(r, c, sums), by.apply(r, c + Vec::kLanes, sums + Vec::kLanes));
+          } else if constexpr (kOperand == TileKind::kInt16) {
+            const float* low = sums + kTileSide * kPairSide;
+            epilogue(r, c, by.apply_pair(r, c, sums, low),
+                     by.apply_pair(r, c + Vec::kLanes, sums + Vec::kLanes, low + Vec::kLanes));
           } else {
             epilogue(r, c, Vec::load(sums) + Vec::load(bias + c),
                      Vec::load(sums + Vec::kLanes) + Vec::load(bias + c + Vec::kLanes));
@@ -179,14 +184,14 @@ struct TileEncoder {
             if constexpr (kSplit) {
               const Pair<Vec> y = activate<kActivation>(Pair<Vec>{low, high});
               hidden.store(r, c / kTileDepth, y.low, y.high);
-            } else if constexpr (kInt8) {
+            } else if constexpr (kIntegers) {
               store_bits(wide + r * hidden_row + c, narrow_pair(narrowed(low), narrowed(high)));
             } else {
               hidden.store(r, c / kTileDepth, narrowed(low), narrowed(high));
             }
           });
     });
-    if constexpr (kInt8) {
+    if constexpr (kIntegers) {
       each_row(member, p.tokens, [&](int64_t r) {
         quantize_row(wide + r * hidden_row, r, p.shape.hidden, hidden, hidden_scales);
       });

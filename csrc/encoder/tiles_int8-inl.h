@@ -1,4 +1,4 @@
-// Rows as unsigned integers times a scale of their own, and back from sums of integer products.
+// Rows as integers times a scale of their own, and back from sums of integer products.
 #pragma once
 
 #include "common/cpu/tile_products.h"
@@ -8,13 +8,14 @@
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 
-// Of each row: x = scale (integer - zero).
+// Of each row: x = scale (integer - zero). kInt16 has no zero.
 struct RowScales {
   float* scale;
   int32_t* zero;
 };
 
-// Row r of n elements, float or BFloat16, as left operands. What is not finite makes the scale so.
+// Row r of n elements, float or BFloat16, as left operands: unsigned bytes. What is not finite
+// makes the scale so.
 template <class T>
 inline void quantize_row(const T* x, int64_t r, int64_t n, const LeftRows<TileKind::kInt8>& out,
                          RowScales scales) {
@@ -39,6 +40,28 @@ inline void quantize_row(const T* x, int64_t r, int64_t n, const LeftRows<TileKi
   }
 }
 
+// The same in 16 bits: of either sign, none further from zero than 32767.
+template <class T>
+inline void quantize_row(const T* x, int64_t r, int64_t n, const LeftRows<TileKind::kInt16>& out,
+                         RowScales scales) {
+  Vec most = Vec::zero(), stray = Vec::zero();
+  for (int64_t c = 0; c < n; c += Vec::kLanes) {
+    const Vec v = Vec::load(x + c);
+    most = max(abs(v), most);
+    stray = stray + (v - v);
+  }
+  const float top = reduce_max(most);
+  const Vec by = Vec::broadcast(top > 0 ? 32767.0f / top : 0.0f);
+  scales.scale[r] = top / 32767.0f + reduce_add(stray);
+  for (int64_t c = 0; c < n; c += Vec::kLanes) {
+    const __m512i whole = _mm512_cvtps_epi32((Vec::load(x + c) * by).v);
+    char* at = out.line(r, c / 64) + c % 64;
+    _mm_store_si128(reinterpret_cast<__m128i*>(at),
+                    _mm512_cvtepi32_epi8(_mm512_srai_epi32(whole, 8)));
+    _mm_store_si128(reinterpret_cast<__m128i*>(at + kTileBytes), _mm512_cvtepi32_epi8(whole));
+  }
+}
+
 // From the sums of row r of integers to y = x W^T + bias.
 struct ColumnScales {
   RowScales rows;
@@ -52,6 +75,15 @@ struct ColumnScales {
     const __m512i sum = _mm512_sub_epi32(_mm512_loadu_si512(sums), shift);
     const Vec scale = Vec::broadcast(rows.scale[r]) * Vec::load(bias + padded + c);
     return fma(Vec{_mm512_cvtepi32_ps(sum)}, scale, Vec::load(bias + c));
+  }
+
+  // The same from a row's sums of high and of low bytes.
+  Vec apply_pair(int64_t r, int64_t c, const float* high, const float* low) const {
+    const int64_t padded = round_up(columns, EncoderLayout::kBlock);
+    const Vec scale = Vec::broadcast(rows.scale[r]) * Vec::load(bias + padded + c);
+    const Vec sum = fma(Vec{_mm512_cvtepi32_ps(_mm512_loadu_si512(high))}, Vec::broadcast(256.0f),
+                        Vec{_mm512_cvtepi32_ps(_mm512_loadu_si512(low))});
+    return fma(sum, scale, Vec::load(bias + c));
   }
 };
 

@@ -31,31 +31,19 @@ void pack_tile_panel(const PackSource& source, int64_t begin, float* room, char*
   }
 }
 
-// The numbers of a packed row beside its bias: the scale, and the sum of its integers.
-inline float* scales_of(float* bias, int64_t rows) {
-  return bias + round_up(rows, EncoderLayout::kBlock);
-}
-inline int32_t* integer_sums_of(float* bias, int64_t rows) {
-  return reinterpret_cast<int32_t*>(bias + 2 * round_up(rows, EncoderLayout::kBlock));
-}
-
-// 32 rows as integers in [-127, 127] times a scale each.
+// 32 rows as integers for kInt8 and kInt16.
 inline void pack_int8_panel(const PackSource& source, int64_t begin, float* row, char* out) {
   const int64_t depth = source.depth();
   for (int64_t n = 0; n < kPairSide; ++n) {
-    source.read_row(begin + n, row);
-    Vec top = Vec::zero();
-    for (int64_t k = 0; k < depth; k += Vec::kLanes) top = max(top, abs(Vec::load(row + k)));
-    const float most = reduce_max(top), scale = most > 0 ? most / 127.0f : 1.0f;
+    read_integers(source, begin + n, row);
     int32_t sum = 0;
     for (int64_t k = 0; k < depth; ++k) {
-      const int integer = static_cast<int>(__builtin_rintf(row[k] / scale));
+      const int integer = static_cast<int>(row[k]);
       const int64_t tile = k / 64 * 2 + n / kTileSide;
       const int64_t place = (k % 64 / 4 * kTileSide + n % kTileSide) * 4 + k % 4;
       out[tile * kTileBytes + place] = static_cast<char>(integer);
       sum += integer;
     }
-    scales_of(source.bias, source.rows())[begin + n] = scale;
     integer_sums_of(source.bias, source.rows())[begin + n] = sum;
   }
 }

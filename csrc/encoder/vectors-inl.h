@@ -91,14 +91,24 @@ struct VectorEncoder {
                     static_cast<const W*>(layer.weight(product)), depth, epilogue);
   }
 
+  // A vector of the product's results: its sums, scaled where weights are integers, and the bias.
+  Vec result(const LayerWeights& layer, int product, int64_t c, const float* sums) const {
+    const float* bias = layer.bias(product);
+    if constexpr (sizeof(W) == 1) {
+      const float* scales = bias + round_up(product_rows(p.shape, product), EncoderLayout::kBlock);
+      return fma(Vec::load(sums), Vec::load(scales + c), Vec::load(bias + c));
+    } else {
+      return Vec::load(sums) + Vec::load(bias + c);
+    }
+  }
+
   // wide = f(product + bias)
   template <class F>
   void widen(TeamMember member, const LayerWeights& layer, int product, const float* from,
              const F& f) const {
-    const float* bias = layer.bias(product);
     multiply(member, layer, product, from, width_row, [&](int64_t r, int64_t c, const float* sums) {
       for (int64_t v = 0; v < kPanelWidth; v += Vec::kLanes) {
-        store(wide + r * wide_row + c + v, f(Vec::load(sums + v) + Vec::load(bias + c + v)));
+        store(wide + r * wide_row + c + v, f(result(layer, product, c + v, sums + v)));
       }
     });
   }
@@ -106,12 +116,10 @@ struct VectorEncoder {
   // x = x + product + bias, then what follows once rows are complete.
   void narrow(TeamMember member, const LayerWeights& layer, int product, const float* from,
               int64_t from_row, RowEnd end) const {
-    const float* bias = layer.bias(product);
     multiply(member, layer, product, from, from_row, [&](int64_t r, int64_t c, const float* sums) {
       float* row = x + r * width_row + c;
       for (int64_t v = 0; v < kPanelWidth; v += Vec::kLanes) {
-        const Vec sum = Vec::load(sums + v) + Vec::load(bias + c + v);
-        store(row + v, Vec::load(row + v) + sum);
+        store(row + v, Vec::load(row + v) + result(layer, product, c + v, sums + v));
       }
     });
     each_row(member, p.tokens, [&](int64_t r) { end_row(r, end); });

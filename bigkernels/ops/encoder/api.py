@@ -59,7 +59,7 @@ def pack_encoder(weights: Sequence[Tensor], heads: int, precision: str = "float3
             of a norm) is an empty (0,) tensor.
         heads: attention heads, which divide the width.
         precision: of the products: "float32", "high" (three bfloat16 products), "bfloat16", "int8" (dynamic
-            activations), "int8_weights".
+            activations), "int8_weights" (activations of 16 bits or, without tiles, float32).
 
     Raises:
         TypeError, ValueError: wrong number, dtype or shape of the weights, unknown precision.

@@ -11,7 +11,7 @@ import torch
 from bigkernels import library
 from bigkernels.ops.encoder.contract import Facts
 
-_SERVED = ("float32", "high", "bfloat16", "int8")
+_SERVED = ("float32", "high", "bfloat16", "int8", "int8_weights")
 
 
 @functools.cache

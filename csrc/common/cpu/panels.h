@@ -1,7 +1,8 @@
 // Products of float32 rows with weights packed beforehand, in vector registers.
 //
 // A weight (N, K) is packed as [N / kPanelWidth][K][kPanelWidth], columns past N zero: y = x W^T
-// walks each panel linearly. Weights may be bfloat16, which are widened as they are loaded.
+// walks each panel linearly. Weights may be bfloat16 or bytes, which are widened as they are
+// loaded.
 #pragma once
 
 #include "common/cpu/simd.h"

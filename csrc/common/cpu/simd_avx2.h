@@ -91,6 +91,10 @@ struct Vec {
   static Vec load(const float* p, int64_t count) {
     return {_mm256_maskload_ps(p, Mask::first(count).bits())};
   }
+  static Vec load(const int8_t* p) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))};
+  }
   template <class T>
   static Vec load(const T* p) {
     return {widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), p)};

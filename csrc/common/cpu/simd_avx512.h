@@ -79,6 +79,10 @@ struct Vec {
   static Vec load(const float* p, int64_t count) {
     return {_mm512_maskz_loadu_ps(Mask::first(count).v, p)};
   }
+  static Vec load(const int8_t* p) {
+    return {_mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+  }
   template <class T>
   static Vec load(const T* p) {
     return {widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), p)};

@@ -65,6 +65,9 @@ struct Vec {
   static Vec broadcast(float value) {
     return lanes_of<Vec>([&](int) { return value; });
   }
+  static Vec load(const int8_t* p) {
+    return lanes_of<Vec>([&](int l) { return static_cast<float>(p[l]); });
+  }
   template <class T>
   static Vec load(const T* p) {
     return lanes_of<Vec>([&](int l) { return bigkernels::to_float(p[l]); });

@@ -5,7 +5,8 @@
 //                    lies without its pair
 // kSplit: every tile is followed by the tile of what bfloat16 left over, and three products make
 // one: x W = xh Wh + xh Wl + xl Wh. kInt8: tiles hold 64 of K, rows unsigned, weights signed; sums
-// are int32.
+// are int32. kInt16: the same, rows 16 bits wide: a tile of high bytes, signed, has that of the low
+// ones, unsigned, in the place of the next 16 rows. Both sums reach the epilogue.
 #pragma once
 
 #include "common/cpu/panels.h"
@@ -14,7 +15,7 @@
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 
-enum class TileKind { kPlain, kSplit, kInt8 };
+enum class TileKind { kPlain, kSplit, kInt8, kInt16 };
 
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kBlockSums = kPairSide * kPairSide;
@@ -26,7 +27,13 @@ constexpr int64_t operand_bytes() {
 
 template <TileKind kKind>
 constexpr int64_t operand_depth() {
-  return kKind == TileKind::kInt8 ? 2 * kTileDepth : kTileDepth;
+  return kKind == TileKind::kInt8 || kKind == TileKind::kInt16 ? 2 * kTileDepth : kTileDepth;
+}
+
+// Tiles that hold 16 rows, beside those of kSplit.
+template <TileKind kKind>
+constexpr int64_t tiles_per_side() {
+  return kKind == TileKind::kInt16 ? 2 : 1;
 }
 
 // Left operands of `rows` rows in memory.
@@ -36,17 +43,19 @@ struct LeftRows {
   int64_t tiles, steps;  // tiles of rows; of K
 
   static int64_t bytes(int64_t rows, int64_t depth) {
-    return round_up(rows, kTileSide) / kTileSide * (depth / operand_depth<kKind>()) *
-           operand_bytes<kKind>();
+    return tiles_of(rows) * (depth / operand_depth<kKind>()) * operand_bytes<kKind>();
   }
   LeftRows(void* data, int64_t rows, int64_t depth)
       : data(static_cast<char*>(data)),
-        tiles(ceil_div(rows, kTileSide)),
+        tiles(tiles_of(rows)),
         steps(depth / operand_depth<kKind>()) {}
 
+  static int64_t tiles_of(int64_t rows) {
+    return ceil_div(rows, kTileSide) * tiles_per_side<kKind>();
+  }
   // The line of row r of the tiles at `step`.
   char* line(int64_t r, int64_t step) const {
-    const int64_t tile = r / kTileSide, even = tile & ~int64_t{1};
+    const int64_t tile = r / kTileSide * tiles_per_side<kKind>(), even = tile & ~int64_t{1};
     const bool lone = tile == tiles - 1 && tile == even;
     const int64_t place = even * steps + (lone ? step : 2 * step + tile - even);
     return data + place * operand_bytes<kKind>() + r % kTileSide * 64;
@@ -87,7 +96,10 @@ inline void load_tile_7(const char* b) {
 // Tile kSum += tile (4 + kSum / 2) times tile (6 + kSum % 2).
 template <TileKind kKind, int kSum>
 inline void multiply_pair() {
-  if constexpr (kKind == TileKind::kInt8) {
+  if constexpr (kKind == TileKind::kInt16 && kSum < 2) {
+    if constexpr (kSum == 0) _tile_dpbssd(0, 4, 6);
+    if constexpr (kSum == 1) _tile_dpbssd(1, 4, 7);
+  } else if constexpr (kKind == TileKind::kInt8 || kKind == TileKind::kInt16) {
     if constexpr (kSum == 0) _tile_dpbusd(0, 4, 6);
     if constexpr (kSum == 1) _tile_dpbusd(1, 4, 7);
     if constexpr (kSum == 2) _tile_dpbusd(2, 5, 6);
@@ -259,10 +271,10 @@ struct TileWork {
   static constexpr int64_t kPanelBytes = 64 << 10, kPieceBytes = 32 << 10, kMostPairs = 8;
   int64_t steps, groups, block, panels, span, depth;
 
-  // operand: bytes of one operand's tiles at a step.
-  TileWork(int64_t rows, int64_t columns, int64_t steps, int64_t operand, int threads)
+  // tiles: of rows. operand: bytes of one operand's tiles at a step.
+  TileWork(int64_t tiles, int64_t columns, int64_t steps, int64_t operand, int threads)
       : steps(steps),
-        groups(ceil_div(rows, kPairSide)),
+        groups(ceil_div(tiles, 2)),
         panels(columns / kPairSide),
         span(1),
         depth(steps) {
@@ -336,6 +348,7 @@ inline void multiply_tile_panels(TeamMember member, const TileWork& work,
                                  const A& approach, const E& epilogue) {
   alignas(64) float sums[2][kBlockSums];
   constexpr int64_t kStep = 2 * operand_bytes<kKind>();
+  constexpr int64_t kGroup = kPairSide / tiles_per_side<kKind>();
   FinishedBlock<E> last = {epilogue};
   const TileScope tiles;
   int turn = 0;
@@ -356,14 +369,14 @@ inline void multiply_tile_panels(TeamMember member, const TileWork& work,
       };
       for (int64_t group = piece.first; group < piece.end; ++group) {
         const bool two = 2 * group + 1 < left.tiles;
-        const int64_t rows = two ? kPairSide : kTileSide;
+        const int64_t rows = two ? kGroup : kTileSide;
         const char* a =
-            left.data + group * work.steps * kStep + piece.step * kStep * rows / kPairSide;
+            left.data + group * work.steps * kStep + piece.step * (two ? kStep : kStep / 2);
         const int64_t place = (group - piece.first) * work.span + piece.panel - piece.first_panel;
         float* kept = carried + place * kBlockSums;
         const float* from = piece.step > 0 ? kept : nullptr;
         float* to = ends ? sums[turn] : kept;
-        near = group * kPairSide;
+        near = group * kGroup;
         near_end = ends ? near + rows : 0;
         if (!two) {
           sum_block<kKind, 1, false>(a, b, steps, from, to, between);
@@ -374,7 +387,7 @@ inline void multiply_tile_panels(TeamMember member, const TileWork& work,
         }
         if (!ends) continue;
         last.finish();
-        last.start(sums[turn], group * kPairSide, rows, column);
+        last.start(sums[turn], group * kGroup, rows, column);
         turn ^= 1;
       }
     }
