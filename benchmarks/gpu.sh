@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Everything worth knowing from a machine with a GPU, in one command of two parts, each under 10 minutes:
-#   bash benchmarks/gpu.sh [--part 1|2] [--rehearse] [OUT]
+#   bash benchmarks/gpu.sh [--part 1|2] [--rehearse] [--list] [OUT]
 # Part 1 proves: build, smoke, conformance of the emulator, tests, compute-sanitizer, planted faults.
 # Part 2 times our kernels and their peers. Without --part both run, one after the other.
 # --rehearse runs the same steps on the emulated device of tests/emulator, with small shapes, on any
 # machine: it says that the steps work, nothing about speed.
+# --list only names the files of tests.
 # OUT: folder of the results, by default $OUT or gpu-results: summary.txt, a log for each part, and JSON.
 # Needs torch and Triton for CUDA, pytest; nvcc and ninja for the C++ kernels, compute-sanitizer for its
 # checks, transformers for BERT: what is missing is reported and left out. Every step has its own limit,
@@ -13,7 +14,7 @@
 #   MAX_JOBS=16          parallel compilations
 set -uo pipefail
 cd "$(dirname "$0")/.."
-parts='1 2' device=cuda
+parts='1 2' device=cuda list=no
 while [[ ${1:-} == --* ]]; do
   case $1 in
     --part)
@@ -22,10 +23,20 @@ while [[ ${1:-} == --* ]]; do
       shift
       ;;
     --rehearse) device=emulated ;;
+    --list) list=yes ;;
     *) printf 'unknown option %s\n' "$1" >&2 && exit 2 ;;
   esac
   shift
 done
+# Those of every room with a drawer for GPUs, and of a drawer's own where it has some.
+mapfile -t rooms < <(for drawer in bigkernels/ops/*/{cuda,triton}.py; do
+  room=$(basename "$(dirname "$drawer")")
+  ls "tests/test_$room.py" "tests/test_${room}_$(basename "$drawer")" 2>/dev/null
+done | sort -u)
+if [ $list = yes ]; then
+  printf '%s\n' "${rooms[@]}"
+  exit
+fi
 OUT=$(mkdir -p "${1:-${OUT:-gpu-results}}" && cd "${1:-${OUT:-gpu-results}}" && pwd)
 PYTHON=${PYTHON:-python3}
 export PYTHON PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
@@ -76,7 +87,6 @@ END'
 pytest=("$PYTHON" -m pytest -o addopts= -q -m 'not full' -p no:cacheprovider --maxfail=20)
 workers=()
 "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n "$((MAX_JOBS < 8 ? MAX_JOBS : 8))")
-rooms=(tests/test_layer_norm.py tests/test_attention.py tests/test_ffn.py tests/test_embedding.py tests/test_packing.py)
 # Which tests: of a rehearsal a few, because an emulated kernel takes a thousand times as long.
 all=cuda some='cuda and every_width and not triton'
 if [ $device = emulated ]; then

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigkernels import library
 from bigkernels.bench import rooms as peers
 from bigkernels.testing.cases.attention import AttentionCase
 from bigkernels.testing.cases.cross_entropy import CrossEntropyCase
@@ -265,11 +266,15 @@ def _encoder(
     return train if step else infer
 
 
+def _has_gpu_drawer(room: str) -> bool:
+    contract = importlib.import_module(f"bigkernels.ops.{room}.contract")
+    return not {"cuda", "triton"}.isdisjoint(contract.BACKENDS)
+
+
 GROUPS: dict[str, Callable[[Context], Iterator[Case]]] = {
     "ceilings": ceilings,
     **{
-        room: functools.partial(rooms, room=room)
-        for room in ("layer_norm", "attention", "ffn", "embedding", "cross_entropy", "packing")
+        room: functools.partial(rooms, room=room) for room in library.ROOMS if _has_gpu_drawer(room)
     },
     "encoder": encoder,
 }

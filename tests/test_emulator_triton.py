@@ -141,12 +141,21 @@ def test_every_barrier_wait_and_fence_is_needed(name, device, monkeypatch):
     assert sorted(survivors) == sorted(EQUIVALENT[name, device]), survivors
 
 
-def test_registers_of_a_product_may_not_change_before_its_wait(monkeypatch):
+# What is put next to a product whose registers of A begin with \2, and what is said of it.
+AT_A_PRODUCT = {
+    "before its wait": (r"\1\n\tmov.b32 \2, 0;", "registers of A were overwritten"),
+    "behind its fence": (r"\tor.b32 \2, \2, \2;\n\1", "write behind the wgmma.fence"),
+}
+
+
+@pytest.mark.parametrize("where", AT_A_PRODUCT)
+def test_registers_of_a_product_may_not_change(where, monkeypatch):
     product = re.compile(r"^(.*wgmma\.mma_async[^}]*\},\s*\{(%r\d+),.*)$", re.MULTILINE)
     original, reports = Module.launch, []
+    change, what = AT_A_PRODUCT[where]
 
     def launch(self, *arguments):
-        wrong, count = product.subn(r"\1\n\tmov.b32 \2, 0;", self.ptx)
+        wrong, count = product.subn(change, self.ptx)
         assert count > 0
         *arguments, _ = arguments
         reports.extend(original(Module(wrong), *arguments, Options(seed=s)) for s in range(25))
@@ -156,4 +165,4 @@ def test_registers_of_a_product_may_not_change_before_its_wait(monkeypatch):
         monkeypatch.setattr(Module, "launch", launch)
         attention(*attention_inputs(torch.bfloat16), False)
     assert len(reports) == 25
-    assert all("registers of A were overwritten" in str(report) for report in reports)
+    assert all(what in str(report) for report in reports)

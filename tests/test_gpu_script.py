@@ -48,17 +48,9 @@ def test_the_script_times_what_runs_and_says_why_the_rest_does_not(tmp_path) -> 
     assert all("cudnn" in name or "efficient" in name for name in refused), refused
     assert all("No viable backend" in error for error in refused.values())
     timed = [r for r in record["results"] if not r["error"]]
-    assert {r["group"] for r in timed} == {
-        "ceilings",
-        "layer_norm",
-        "add_layer_norm",
-        "attention",
-        "feed_forward",
-        "embedding",
-        "cross_entropy",
-        "packing",
-        "encoder",
-    }
+    names = peers("--list").stdout.split("\n")
+    assert {r["group"] for r in timed} == {name.split()[0] for name in names if name}
+    assert {r["group"] for r in timed} > {"ceilings", "add_layer_norm", "attention", "encoder"}
     assert all(0 < r["lower_us"] <= r["median_us"] <= r["upper_us"] for r in timed)
 
 

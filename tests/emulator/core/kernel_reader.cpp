@@ -35,6 +35,7 @@ std::unique_ptr<Kernel> KernelReader::read() {
   exit.line = line_;
   kernel_->code.push_back(exit);
   resolve();
+  find_unfenced_registers(*kernel_);
   return std::move(kernel_);
 }
 

@@ -22,6 +22,9 @@ struct Declaration {
 };
 Declaration parse_declaration(std::string_view text);
 
+// Sets `unfenced` of the products whose registers may change behind their wgmma.fence.
+void find_unfenced_registers(Kernel& kernel);
+
 class KernelReader {
  public:
   KernelReader(Module& module, const Entry& entry);

@@ -86,6 +86,7 @@ struct Instruction {
   uint32_t target = 0;
   uint32_t line = 0;      // of the PTX
   uint32_t location = 0;  // index into Kernel::locations
+  bool unfenced = false;  // of wgmma: see register_order.cpp
   std::string text, opcode;
 };
 

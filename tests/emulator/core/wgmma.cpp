@@ -86,6 +86,9 @@ struct Product {
 // Ordinary accesses to registers and wgmma's are in order only behind wgmma.fence; its own
 // accumulators need none while nobody else changes them.
 void check_registers(Block& block, Warp& warp, const Instruction& i, bool adds) {
+  if (i.unfenced) {
+    block.report(i, "wgmma uses registers that ordinary instructions write behind the wgmma.fence");
+  }
   if (warp.registers_fenced) return;
   bool ordered = adds && (i.a.present() || !warp.open_products.fragments.empty());
   for (size_t r = 0; r < i.count * size_t{4} && ordered; ++r) {
