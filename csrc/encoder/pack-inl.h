@@ -66,8 +66,8 @@ struct PackSource {
 inline float* scales_of(float* bias, int64_t rows) {
   return bias + round_up(rows, EncoderLayout::kBlock);
 }
-inline int32_t* integer_sums_of(float* bias, int64_t rows) {
-  return reinterpret_cast<int32_t*>(bias + 2 * round_up(rows, EncoderLayout::kBlock));
+inline float* integer_sums_of(float* bias, int64_t rows) {
+  return bias + 2 * round_up(rows, EncoderLayout::kBlock);
 }
 
 // Row n of the matrix as whole numbers in [-127, 127] times a scale, which is kept.

@@ -59,8 +59,8 @@ struct TileEncoder {
     heads = arena.take<char>(rows * wide_row * element_size(kAttended));
     attended = arena.take<float>(kSplit || kIntegers ? rows * width_row : 0);
     wide = arena.take<BFloat16>(kIntegers ? rows * hidden_row : 0);
-    input_scales = {arena.take<float>(rows), arena.take<int32_t>(rows)};
-    hidden_scales = {arena.take<float>(rows), arena.take<int32_t>(rows)};
+    input_scales = {arena.take<float>(rows), arena.take<float>(rows)};
+    hidden_scales = {arena.take<float>(rows), arena.take<float>(rows)};
     lse = arena.take<float>(p.shape.heads * p.tokens);
     input.data = arena.take<char>(LeftRows<kKind>::bytes(p.tokens, width));
     context.data = arena.take<char>(LeftRows<kContext>::bytes(p.tokens, width));
@@ -179,7 +179,10 @@ struct TileEncoder {
     visit_activation(p.activation, [&]<FfnActivation kActivation>() {
       const NarrowActivation<kActivation> narrowed;
       multiply(
-          member, layer, kUp, input, input_scales, [](int64_t, int64_t) {},
+          member, layer, kUp, input, input_scales,
+          [&](int64_t r, int64_t c) {
+            if constexpr (kIntegers) fetch(wide + r * hidden_row + c);
+          },
           [&](int64_t r, int64_t c, Vec low, Vec high) __attribute__((always_inline)) {
             if constexpr (kSplit) {
               const Pair<Vec> y = activate<kActivation>(Pair<Vec>{low, high});

@@ -8,57 +8,106 @@
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
 
-// Of each row: x = scale (integer - zero). kInt16 has no zero.
+// Of each row: x = scale (integer + shift). kInt16 has no shift.
 struct RowScales {
-  float* scale;
-  int32_t* zero;
+  float *scale, *shift;
 };
 
-// Row r of n elements, float or BFloat16, as left operands: unsigned bytes. What is not finite
-// makes the scale so.
-template <class T>
-inline void quantize_row(const T* x, int64_t r, int64_t n, const LeftRows<TileKind::kInt8>& out,
-                         RowScales scales) {
-  Vec least = Vec::zero(), most = Vec::zero(), stray = Vec::zero();
-  for (int64_t c = 0; c < n; c += Vec::kLanes) {
-    const Vec v = Vec::load(x + c);
-    least = min(v, least);
-    most = max(v, most);
-    stray = stray + (v - v);
-  }
-  const float low = -reduce_max(Vec::zero() - least), range = reduce_max(most) - low;
-  const Vec by = Vec::broadcast(range > 0 ? 255.0f / range : 0.0f);
-  const int32_t zero = static_cast<int32_t>(range > 0 ? __builtin_rintf(-low * 255.0f / range) : 0);
-  scales.scale[r] = range / 255.0f + reduce_add(stray);
-  scales.zero[r] = zero;
-  const __m512i shift = _mm512_set1_epi32(zero), none = _mm512_setzero_si512();
-  for (int64_t c = 0; c < n; c += Vec::kLanes) {
-    const __m512i whole = _mm512_cvtps_epi32((Vec::load(x + c) * by).v);
-    const __m512i q = _mm512_max_epi32(_mm512_add_epi32(whole, shift), none);
-    char* at = out.line(r, c / 64) + c % 64;
-    _mm_store_si128(reinterpret_cast<__m128i*>(at), _mm512_cvtusepi32_epi8(q));
-  }
-}
+// The least and the largest of a row's elements and 0; not finite if one of those is not: as
+// integers NaN and infinity lie outside all others of their sign.
+struct RowRange {
+  float low, high;
 
-// The same in 16 bits: of either sign, none further from zero than 32767.
-template <class T>
-inline void quantize_row(const T* x, int64_t r, int64_t n, const LeftRows<TileKind::kInt16>& out,
-                         RowScales scales) {
-  Vec most = Vec::zero(), stray = Vec::zero();
-  for (int64_t c = 0; c < n; c += Vec::kLanes) {
-    const Vec v = Vec::load(x + c);
-    most = max(abs(v), most);
-    stray = stray + (v - v);
+  RowRange(const float* x, int64_t n) {
+    __m512i least = _mm512_setzero_si512(), most = least;
+    for (int64_t c = 0; c < n; c += Vec::kLanes) {
+      const __m512i bits = _mm512_loadu_si512(x + c);
+      most = _mm512_max_epi32(most, bits);
+      least = _mm512_max_epu32(least, bits);
+    }
+    set(least, most);
   }
-  const float top = reduce_max(most);
-  const Vec by = Vec::broadcast(top > 0 ? 32767.0f / top : 0.0f);
-  scales.scale[r] = top / 32767.0f + reduce_add(stray);
-  for (int64_t c = 0; c < n; c += Vec::kLanes) {
-    const __m512i whole = _mm512_cvtps_epi32((Vec::load(x + c) * by).v);
-    char* at = out.line(r, c / 64) + c % 64;
-    _mm_store_si128(reinterpret_cast<__m128i*>(at),
-                    _mm512_cvtepi32_epi8(_mm512_srai_epi32(whole, 8)));
-    _mm_store_si128(reinterpret_cast<__m128i*>(at + kTileBytes), _mm512_cvtepi32_epi8(whole));
+  RowRange(const BFloat16* x, int64_t n) {
+    __m512i least = _mm512_setzero_si512(), most = least;
+    for (int64_t c = 0; c < n; c += 2 * Vec::kLanes) {
+      most = _mm512_max_epi16(most, bits_of(x + c));
+      least = _mm512_max_epu16(least, bits_of(x + c));
+    }
+    const __m512i upper = _mm512_set1_epi32(-65536);
+    set(_mm512_max_epu32(_mm512_slli_epi32(least, 16), _mm512_and_si512(least, upper)),
+        _mm512_max_epi32(_mm512_slli_epi32(most, 16), _mm512_and_si512(most, upper)));
+  }
+
+ private:
+  // Of bits as signed and as unsigned integers: the largest positive, the largest negative number.
+  void set(__m512i least, __m512i most) {
+    high = __builtin_bit_cast(float, _mm512_reduce_max_epi32(most));
+    const uint32_t bits = _mm512_reduce_max_epu32(least);
+    low = bits >> 31 ? __builtin_bit_cast(float, bits) : 0.0f;
+  }
+};
+
+// 64 elements as integers of 16 bits, and the order of their dwords once they are bytes.
+struct Integers {
+  __m512i low, high, order;
+
+  // x by + shift.
+  Integers(const float* x, Vec by, Vec shift)
+      : low(_mm512_packs_epi32(round(Vec::load(x), by, shift),
+                               round(Vec::load(x + 16), by, shift))),
+        high(_mm512_packs_epi32(round(Vec::load(x + 32), by, shift),
+                                round(Vec::load(x + 48), by, shift))),
+        order(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)) {}
+  Integers(const BFloat16* x, Vec by, Vec shift)
+      : low(words(bits_of(x), by, shift)),
+        high(words(bits_of(x + 32), by, shift)),
+        order(_mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15)) {}
+
+  // To the line of a tile: saturated bytes.
+  void store(const LeftRows<TileKind::kInt8>&, char* line) const {
+    put(line, _mm512_packus_epi16(low, high));
+  }
+  // To those of two tiles: high bytes, low bytes.
+  void store(const LeftRows<TileKind::kInt16>&, char* line) const {
+    const __m512i byte = _mm512_set1_epi16(0xff);
+    put(line, _mm512_packus_epi16(_mm512_srli_epi16(low, 8), _mm512_srli_epi16(high, 8)));
+    put(line + kTileBytes,
+        _mm512_packus_epi16(_mm512_and_si512(low, byte), _mm512_and_si512(high, byte)));
+  }
+
+ private:
+  static __m512i round(Vec x, Vec by, Vec shift) { return _mm512_cvtps_epi32(fma(x, by, shift).v); }
+  static __m512i words(__m512i bits, Vec by, Vec shift) {
+    // Adding this leaves the integer in the last bits.
+    const Vec from = shift + Vec::broadcast(12582912.0f);
+    const __m512i upper = _mm512_set1_epi32(-65536);
+    const Vec even = {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))};
+    const Vec odd = {_mm512_castsi512_ps(_mm512_and_si512(bits, upper))};
+    const __m512i above = _mm512_slli_epi32(_mm512_castps_si512(fma(odd, by, from).v), 16);
+    return _mm512_mask_mov_epi16(above, 0x55555555, _mm512_castps_si512(fma(even, by, from).v));
+  }
+  void put(char* line, __m512i bytes) const {
+    _mm512_store_si512(line, _mm512_permutexvar_epi32(order, bytes));
+  }
+};
+
+// Row r of n elements, float or BFloat16, as left operands. What is not finite makes the scale so.
+template <class T, TileKind kKind>
+inline void quantize_row(const T* x, int64_t r, int64_t n, const LeftRows<kKind>& out,
+                         RowScales scales) {
+  constexpr bool kSigned = kKind == TileKind::kInt16;
+  constexpr float kMost = kSigned ? 32767 : 255, kLeast = 1e-30f, kHuge = 1e38f;
+  const RowRange range(x, n);
+  const float size = kSigned ? __builtin_fmaxf(range.high, -range.low) : range.high - range.low;
+  const bool usual = size > kLeast && size < kHuge;
+  const float by = usual ? kMost / size : 0;
+  const float shift = usual && !kSigned ? __builtin_rintf(range.low * by) : 0;
+  // 0 times what is not finite is NaN.
+  scales.scale[r] = size / kMost + 0 * (range.high - range.low);
+  scales.shift[r] = shift;
+  for (int64_t c = 0; c < n; c += 64) {
+    const Integers whole(x + c, Vec::broadcast(by), Vec::broadcast(-shift));
+    whole.store(out, out.line(r, c / 64));
   }
 }
 
@@ -70,11 +119,10 @@ struct ColumnScales {
 
   Vec apply(int64_t r, int64_t c, const float* sums) const {
     const int64_t padded = round_up(columns, EncoderLayout::kBlock);
-    const __m512i integers = _mm512_loadu_si512(bias + 2 * padded + c);
-    const __m512i shift = _mm512_mullo_epi32(_mm512_set1_epi32(rows.zero[r]), integers);
-    const __m512i sum = _mm512_sub_epi32(_mm512_loadu_si512(sums), shift);
+    const Vec sum = fma(Vec::broadcast(rows.shift[r]), Vec::load(bias + 2 * padded + c),
+                        Vec{_mm512_cvtepi32_ps(_mm512_loadu_si512(sums))});
     const Vec scale = Vec::broadcast(rows.scale[r]) * Vec::load(bias + padded + c);
-    return fma(Vec{_mm512_cvtepi32_ps(sum)}, scale, Vec::load(bias + c));
+    return fma(sum, scale, Vec::load(bias + c));
   }
 
   // The same from a row's sums of high and of low bytes.

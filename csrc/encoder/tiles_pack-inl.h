@@ -44,7 +44,7 @@ inline void pack_int8_panel(const PackSource& source, int64_t begin, float* row,
       out[tile * kTileBytes + place] = static_cast<char>(integer);
       sum += integer;
     }
-    integer_sums_of(source.bias, source.rows())[begin + n] = sum;
+    integer_sums_of(source.bias, source.rows())[begin + n] = static_cast<float>(sum);
   }
 }
 
