@@ -38,10 +38,10 @@ static inline int64_t packed_element(EncoderPrecision precision, int product) {
   return precision == EncoderPrecision::kBFloat16 || product == kOut ? 2 : 1;
 }
 
-// Where the parts of one layer lie in the packed weights, in bytes; the blocks are as large for
-// every instruction set.
+// Where the parts of one layer lie in the packed weights, in bytes; as many rows for every
+// instruction set, whose panels and tiles take 16, 32 or 48 of them.
 struct EncoderLayout {
-  static constexpr int64_t kBlock = 64;
+  static constexpr int64_t kBlock = 96;
   int64_t weight[kEncoderProducts], bias[kEncoderProducts];  // bias, then two numbers a row
   int64_t norm[kEncoderNorms];                               // weight, then bias
   int64_t bytes;
@@ -49,8 +49,7 @@ struct EncoderLayout {
   __attribute__((always_inline)) explicit EncoderLayout(const EncoderShape& shape) : bytes(0) {
     for (int p = 0; p < kEncoderProducts; ++p) {
       const int64_t rows = round_up(product_rows(shape, p), kBlock);
-      const int64_t depth = round_up(product_depth(shape, p), kBlock);
-      weight[p] = take(rows * depth * packed_element(shape.precision, p));
+      weight[p] = take(rows * product_depth(shape, p) * packed_element(shape.precision, p));
       bias[p] = take(3 * rows * 4);
     }
     for (int64_t& place : norm) place = take(2 * round_up(shape.width, kBlock) * 4);

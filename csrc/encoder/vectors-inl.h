@@ -12,7 +12,9 @@ namespace {
 
 // Floats from row to row: whole panels, and no multiple of a power of two that would make rows
 // compete for the same lines of the cache.
-inline int64_t padded_row(int64_t columns) { return round_up(columns, 64) + 16; }
+inline int64_t padded_row(int64_t columns) {
+  return round_up(round_up(columns, kPanelWidth), 64) + 16;
+}
 
 // W: the packed weights' type.
 template <class W>
@@ -80,15 +82,16 @@ struct VectorEncoder {
     });
   }
 
+  // epilogue(place, c, sums): sums of columns c on, and their place in out.
   template <class E>
   void multiply(TeamMember member, const LayerWeights& layer, int product, const float* from,
-                int64_t from_row, const E& epilogue) const {
-    const int64_t columns = product_rows(p.shape, product);
+                int64_t from_row, float* out, int64_t out_row, const E& epilogue) const {
     const int64_t depth = product_depth(p.shape, product);
-    const PanelWork work(rows, columns, depth);
+    const PanelWork work(rows, product_rows(p.shape, product), depth);
+    const W* weight = static_cast<const W*>(layer.weight(product));
     member.begin(work.count());
-    multiply_panels(member, rows, work, from, from_row,
-                    static_cast<const W*>(layer.weight(product)), depth, epilogue);
+    multiply_panels(member, rows, work,
+                    PanelProduct<W>{from, from_row, weight, depth, out, out_row}, epilogue);
   }
 
   // A vector of the product's results: its sums, scaled where weights are integers, and the bias.
@@ -106,22 +109,21 @@ struct VectorEncoder {
   template <class F>
   void widen(TeamMember member, const LayerWeights& layer, int product, const float* from,
              const F& f) const {
-    multiply(member, layer, product, from, width_row, [&](int64_t r, int64_t c, const float* sums) {
-      for (int64_t v = 0; v < kPanelWidth; v += Vec::kLanes) {
-        store(wide + r * wide_row + c + v, f(result(layer, product, c + v, sums + v)));
-      }
-    });
+    multiply(member, layer, product, from, width_row, wide, wide_row,
+             [&](float* place, int64_t c, const float* sums) {
+               for (int64_t v = 0; v < kPanelWidth; v += Vec::kLanes)
+                 store(place + v, f(result(layer, product, c + v, sums + v)));
+             });
   }
 
   // x = x + product + bias, then what follows once rows are complete.
   void narrow(TeamMember member, const LayerWeights& layer, int product, const float* from,
               int64_t from_row, RowEnd end) const {
-    multiply(member, layer, product, from, from_row, [&](int64_t r, int64_t c, const float* sums) {
-      float* row = x + r * width_row + c;
-      for (int64_t v = 0; v < kPanelWidth; v += Vec::kLanes) {
-        store(row + v, Vec::load(row + v) + result(layer, product, c + v, sums + v));
-      }
-    });
+    multiply(member, layer, product, from, from_row, x, width_row,
+             [&](float* place, int64_t c, const float* sums) {
+               for (int64_t v = 0; v < kPanelWidth; v += Vec::kLanes)
+                 store(place + v, Vec::load(place + v) + result(layer, product, c + v, sums + v));
+             });
     each_row(member, p.tokens, [&](int64_t r) { end_row(r, end); });
   }
 

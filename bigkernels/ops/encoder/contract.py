@@ -60,16 +60,16 @@ def _round_up(n: int, step: int) -> int:
 
 
 def packed_bytes(layers: int, width: int, hidden: int, precision: str) -> int:
-    """Size of the packed weights: whole blocks of 64 rows by 64 columns, vectors in float32 (biases, norms, and for
-    the integer precisions two numbers a row), a header."""
+    """Size of the packed weights: whole blocks of 96 rows, vectors in float32 (biases, norms, and for the integer
+    precisions two numbers a row), a header."""
     matrices = ((3 * width, width), (width, width), (hidden, width), (width, hidden))
-    padded = [(_round_up(rows, 64), _round_up(columns, 64)) for rows, columns in matrices]
+    padded = [(_round_up(rows, 96), columns) for rows, columns in matrices]
     size = _ELEMENT[precision]
     products = sum(rows * columns for rows, columns in padded) * size
     products += (
         padded[1][0] * padded[1][1] * (size == 1)
     )  # the attention's own product is bfloat16's
-    vectors = 3 * sum(rows for rows, _ in padded) + 4 * _round_up(width, 64)
+    vectors = 3 * sum(rows for rows, _ in padded) + 4 * _round_up(width, 96)
     return int(layers * (products + 4 * vectors) + _HEADER)
 
 
