@@ -11,7 +11,7 @@ from bigkernels.ops.attention.weights import attention_weights
 from bigkernels.ops.cross_entropy.api import cross_entropy
 from bigkernels.ops.embedding.api import embedding
 from bigkernels.ops.ffn.api import feed_forward
-from bigkernels.ops.layer_norm.api import add_layer_norm, layer_norm
+from bigkernels.ops.layer_norm.api import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from bigkernels.ops.packing import api as packing
 
 __version__ = "0.1.0"
@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Unsupported",
     "add_layer_norm",
+    "add_rms_norm",
     "attention_weights",
     "cross_entropy",
     "embedding",
@@ -26,6 +27,7 @@ __all__ = [
     "feed_forward",
     "layer_norm",
     "packing",
+    "rms_norm",
     "scaled_dot_product_attention",
     "trace",
     "use_backend",

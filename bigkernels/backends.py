@@ -201,8 +201,8 @@ def explain(room: str, *args: Any, **kwargs: Any) -> Explanation:
     """What would serve ``room``'s public function for these arguments, and why not the others.
 
     Args:
-        room: "attention", "varlen_attn", "layer_norm", "add_layer_norm", "ffn", "embedding", "cross_entropy",
-            "packing.plan", "packing.unpad" or "packing.pad".
+        room: "attention", "varlen_attn", "layer_norm", "add_layer_norm", "rms_norm", "add_rms_norm", "ffn",
+            "embedding", "cross_entropy", "packing.plan", "packing.unpad" or "packing.pad".
         args, kwargs: exactly the public function's arguments.
 
     Raises:

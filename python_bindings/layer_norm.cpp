@@ -10,7 +10,7 @@ namespace {
 // What layer_norm and add_layer_norm have in common; `params` brings the rest.
 LayerNormForwardResult run_forward(const Tensor& x, int64_t columns, LayerNormForwardParams params,
                                    const OptionalTensor& weight, const OptionalTensor& bias,
-                                   double eps, bool save_sum) {
+                                   double eps, bool save_sum, bool centred) {
   params.dtype = dtype_of(x);
   params.columns = columns;
   params.row_count = x.numel() / columns;
@@ -19,7 +19,7 @@ LayerNormForwardResult run_forward(const Tensor& x, int64_t columns, LayerNormFo
   const Tensor out = empty(x, sizes_of(x), x.scalar_type());
   const Tensor sum =
       save_sum ? empty(x, sizes_of(x), x.scalar_type()) : no_output(x, x.scalar_type());
-  const Tensor mean = empty(x, {params.row_count}, stat);
+  const Tensor mean = empty(x, {centred ? params.row_count : 0}, stat);
   const Tensor rstd = empty(x, {params.row_count}, stat);
   if (params.row_count == 0) return {out, sum, mean, rstd};
   const Parameter weight_row(weight, "weight", columns, params.dtype);
@@ -28,7 +28,7 @@ LayerNormForwardResult run_forward(const Tensor& x, int64_t columns, LayerNormFo
   params.bias = bias_row.row;
   params.out = out.mutable_data_ptr();
   params.sum = save_sum ? sum.mutable_data_ptr() : nullptr;
-  params.mean = mean.mutable_data_ptr();
+  params.mean = centred ? mean.mutable_data_ptr() : nullptr;
   params.rstd = rstd.mutable_data_ptr();
   params.num_threads = num_threads();
   const Scratch scratch(x, layer_norm_forward_scratch(params));
@@ -39,14 +39,15 @@ LayerNormForwardResult run_forward(const Tensor& x, int64_t columns, LayerNormFo
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_forward(const Tensor& x, const OptionalTensor& weight,
                                                       const OptionalTensor& bias, int64_t n,
-                                                      double eps) {
+                                                      double eps, bool centred) {
   check_rows(x, n);
   const Rows rows = rows_of(x, n);
   LayerNormForwardParams params = {};
   params.x = rows.data();
   params.x_stride = rows.stride;
   params.dropout = kNoDropout;
-  const LayerNormForwardResult result = run_forward(x, n, params, weight, bias, eps, false);
+  const LayerNormForwardResult result =
+      run_forward(x, n, params, weight, bias, eps, false, centred);
   return {result.out, result.mean, result.rstd};
 }
 
@@ -54,7 +55,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_forward(
     const Tensor& x, const Tensor& residual, const OptionalTensor& weight,
     const OptionalTensor& bias, double eps, const OptionalTensor& x_bias, double dropout_p,
     const OptionalTensor& seed, const OptionalTensor& offset, const OptionalTensor& positions,
-    bool save_sum) {
+    bool save_sum, bool centred) {
   const int64_t n = x.dim() > 0 ? x.sizes()[x.dim() - 1] : 0;
   check_rows(x, n);
   check_like(residual, "residual", x);
@@ -68,7 +69,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_forward(
   params.residual_stride = residual_rows.stride;
   params.x_bias = x_bias_row.row;
   params.dropout = at.dropout;
-  const LayerNormForwardResult result = run_forward(x, n, params, weight, bias, eps, save_sum);
+  const LayerNormForwardResult result =
+      run_forward(x, n, params, weight, bias, eps, save_sum, centred);
   return {result.out, result.sum, result.mean, result.rstd};
 }
 
@@ -87,8 +89,10 @@ LayerNormBackwardResult run_backward(const Tensor& dout, const OptionalTensor& d
   const Rows dsum_rows = dsum.has_value() ? rows_of(*dsum, columns) : Rows{x, 0, 0};
   params.row_count = x_rows.count;
   const ScalarType stat = scalar_type_of(statistics_dtype(params.dtype));
-  STD_TORCH_CHECK(mean.numel() == params.row_count && rstd.numel() == params.row_count &&
-                      mean.scalar_type() == stat && rstd.scalar_type() == stat,
+  const bool centred = mean.numel() != 0 || params.row_count == 0;
+  STD_TORCH_CHECK((!centred || mean.numel() == params.row_count) &&
+                      rstd.numel() == params.row_count && mean.scalar_type() == stat &&
+                      rstd.scalar_type() == stat,
                   "mean, rstd: expected (", params.row_count, ",) of the statistics dtype");
   const Tensor mean_row = dense(mean), rstd_row = dense(rstd);
   const Parameter weight_row(weight, "weight", columns, params.dtype);
@@ -104,7 +108,7 @@ LayerNormBackwardResult run_backward(const Tensor& dout, const OptionalTensor& d
   params.dout_stride = dout_rows.stride;
   params.dsum = dsum.has_value() ? dsum_rows.data() : nullptr;
   params.dsum_stride = dsum_rows.stride;
-  params.mean = mean_row.const_data_ptr();
+  params.mean = centred ? mean_row.const_data_ptr() : nullptr;
   params.rstd = rstd_row.const_data_ptr();
   params.weight = weight_row.row;
   params.num_threads = num_threads();

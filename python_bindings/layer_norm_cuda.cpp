@@ -57,6 +57,10 @@ int32_t checked_columns(const Tensor& x, int64_t columns) {
   return static_cast<int32_t>(columns);
 }
 
+void check_centred(bool centred) {
+  STD_TORCH_CHECK(centred, "layer_norm: the CUDA kernels have no RMSNorm");
+}
+
 // What layer_norm and add_layer_norm have in common; `params` brings the rest.
 LayerNormForwardResult run_forward(const CudaCall& call, const Tensor& x,
                                    cuda::LayerNormForwardParams params,
@@ -85,7 +89,8 @@ LayerNormForwardResult run_forward(const CudaCall& call, const Tensor& x,
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_forward(const Tensor& x, const OptionalTensor& weight,
                                                       const OptionalTensor& bias, int64_t n,
-                                                      double eps) {
+                                                      double eps, bool centred) {
+  check_centred(centred);
   const CudaCall call(x, {&weight, &bias});
   cuda::LayerNormForwardParams params = {};
   params.columns = checked_columns(x, n);
@@ -101,7 +106,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_forward(
     const Tensor& x, const Tensor& residual, const OptionalTensor& weight,
     const OptionalTensor& bias, double eps, const OptionalTensor& x_bias, double dropout_p,
     const OptionalTensor& seed, const OptionalTensor& offset, const OptionalTensor& positions,
-    bool save_sum) {
+    bool save_sum, bool centred) {
+  check_centred(centred);
   const OptionalTensor other = residual;
   const CudaCall call(x, {&other, &weight, &bias, &x_bias, &seed, &offset, &positions});
   const int64_t n = x.dim() > 0 ? x.sizes()[x.dim() - 1] : 0;

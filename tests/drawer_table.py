@@ -32,7 +32,7 @@ ROOMS = {
     "layer_norm": (
         LayerNormFacts,
         {
-            "op": ("layer_norm", "add_layer_norm"),
+            "op": ("layer_norm", "add_layer_norm", "rms_norm", "add_rms_norm"),
             "dtype": DTYPES,
             "weight_dtype": (torch.float32, None),
             "n": (768, 1, 31, 4096, 5001, 8192, 8200, 65536),

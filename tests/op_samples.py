@@ -31,13 +31,14 @@ def layer_norm_forward(device, forward):
         (wide, weight, bias, 8, 0.1),
         (half, weight, bias.half(), 8, 1e-5),
         (x[:0], weight, bias, 8, 1e-5),
+        (x, weight, None, 8, 1e-5, False),
     ]
 
 
 def layer_norm_backward(device, forward):
     found = []
-    for x, weight, bias, n, eps in layer_norm_forward(device, forward):
-        _, mean, rstd = forward(x, weight, bias, n, eps)
+    for x, weight, bias, n, *rule in layer_norm_forward(device, forward):
+        _, mean, rstd = forward(x, weight, bias, n, *rule)
         saved = (x, mean, rstd, weight, n)
         needs = ((True, True, True), (True, False, False), (False, True, False))
         found += [(torch.randn_like(x), *saved, *need) for need in needs]

@@ -34,29 +34,21 @@ LSE = draw(2, 4, 3)
 # A good call of every public function.
 GOOD = {
     "layer_norm": {
-        "input": draw(3, 8),
-        "normalized_shape": (8,),
-        "weight": draw(8),
-        "bias": draw(8),
+        **{"input": draw(3, 8), "normalized_shape": (8,)},
+        **{"weight": draw(8), "bias": draw(8)},
     },
     "add_layer_norm": {
-        "x": draw(3, 8),
-        "residual": draw(3, 8),
-        "weight": draw(8),
-        "bias": draw(8),
-        "x_bias": draw(8),
-        "dropout_p": 0.1,
-        "seed": 1,
+        **{name: draw(3, 8) for name in ("x", "residual")},
+        **{name: draw(8) for name in ("weight", "bias", "x_bias")},
+        **{"dropout_p": 0.1, "seed": 1},
     },
     "scaled_dot_product_attention": {"query": Q, "key": K, "value": K, "enable_gqa": True},
     "varlen_attn": {
         "query": PACKED,
         "key": PACKED,
         "value": PACKED,
-        "cu_seq_q": ends(0, 3, 7),
-        "cu_seq_k": ends(0, 3, 7),
-        "max_q": 4,
-        "max_k": 4,
+        **{name: ends(0, 3, 7) for name in ("cu_seq_q", "cu_seq_k")},
+        **{"max_q": 4, "max_k": 4},
     },
     "attention_weights": {"query": Q, "key": K, "lse": LSE, "enable_gqa": True},
     "feed_forward": {
@@ -251,6 +243,12 @@ BAD = {
     "verify": {"model": (None, "bert"), "batch": (None, draw(1, 2), [1])},
 }  # fmt: skip
 
+for layer, rms in (("layer_norm", "rms_norm"), ("add_layer_norm", "add_rms_norm")):
+    GOOD[rms], BAD[rms] = (
+        {n: v for n, v in of[layer].items() if n != "bias"} for of in (GOOD, BAD)
+    )
+    BAD[rms]["eps"] = (-1.0, NAN, "1e-5")
+
 # What an argument's fault may be reported as: shapes that disagree are the other one's fault as well.
 ALSO = {
     ("scaled_dot_product_attention", "query"): "query|key|value",
@@ -269,7 +267,9 @@ ALSO = {
     ("embedding", "word"): "word|position|types|ids|weight",
     ("feed_forward", "weight1"): "weight1|bias1|weight2",
     ("feed_forward", "weight2"): "weight2|bias2",
+    ("rms_norm", "input"): "input|normalized_shape",
     ("add_layer_norm", "x"): "x|residual",
+    ("add_rms_norm", "x"): "x|residual",
 }
 
 ROWS = [
@@ -289,8 +289,7 @@ def call(function, **arguments):
 
 
 def test_the_table_covers_every_public_function_and_argument():
-    others = ("Unsupported", "packing")  # the module's functions are tested with it
-    public = {name for name in (*bk.__all__, *bk._LAZY_FUNCTIONS) if name not in others}
+    public = {*bk.__all__, *bk._LAZY_FUNCTIONS} - {"Unsupported", "packing"}  # a module
     assert set(GOOD) == set(BAD) == public
     for function, arguments in BAD.items():
         code = getattr(bk, function)

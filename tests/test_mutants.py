@@ -66,6 +66,9 @@ CASES: dict[str, tuple[Case, ...]] = {
 MORE: dict[str, tuple[Case, ...]] = {
     "layer_norm": (
         AddLayerNormCase(reason="wide rows", shape=(140, 8192), x_bias=True, dropout_p=0.1),
+        AddLayerNormCase(
+            reason="RMSNorm", shape=(140, 2048), x_bias=True, dropout_p=0.1, centred=False
+        ),
     ),
     "attention": (
         PackedAttentionCase(

@@ -165,6 +165,17 @@ def test_layer_norm_equals_torch(make, shape, letters, dtype):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("make", [{}, {"eps": 0.1}, {"elementwise_affine": False}], ids=str)
+def test_rms_norm_equals_torch(make, dtype):
+    ours, theirs = pair("RMSNorm", normalized_shape=E, **make)
+    judge_against_torch(
+        "RMSNorm", ours, theirs, {"x": random(B, L, E, seed=0, dtype=dtype)}, {"x": "ble"},
+        lambda module, t: {"out": module(t["x"])}, dtype, {"out": "ble"},
+        parameter_axes={"weight": "e"},
+    )  # fmt: skip
+
+
 class _FeedForward(nn.Module):
     """What bigkernels.nn.FeedForward computes, spelled out."""
 

@@ -7,13 +7,14 @@ A subclass only brings a new ``forward``: a torch module becomes ours, and back,
 from bigkernels.nn.attention import MultiheadAttention
 from bigkernels.nn.encoder import TransformerEncoder
 from bigkernels.nn.feed_forward import FeedForward
-from bigkernels.nn.layer_norm import LayerNorm
+from bigkernels.nn.layer_norm import LayerNorm, RMSNorm
 from bigkernels.nn.transformer import TransformerEncoderLayer
 
 __all__ = [
     "FeedForward",
     "LayerNorm",
     "MultiheadAttention",
+    "RMSNorm",
     "TransformerEncoder",
     "TransformerEncoderLayer",
 ]

@@ -27,6 +27,12 @@ FACTS = {
     "add_layer_norm": Entry(
         layer_norm.add_layer_norm, "layer_norm", layer_norm.add_layer_norm_facts, layer_norm.notes
     ),
+    "rms_norm": Entry(
+        layer_norm.rms_norm, "layer_norm", layer_norm.rms_norm_facts, layer_norm.notes
+    ),
+    "add_rms_norm": Entry(
+        layer_norm.add_rms_norm, "layer_norm", layer_norm.add_rms_norm_facts, layer_norm.notes
+    ),
     "attention": Entry(
         attention.scaled_dot_product_attention,
         "attention",

@@ -48,8 +48,10 @@ struct ForwardPass {
   // Normalizes row r, whose elements sum to `total`.
   template <class Source>
   void normalize(int64_t r, const Source* row, double total) const {
-    const RowStatistics<V> found = row_statistics<V>(row, params.columns, total, params.eps);
-    static_cast<S*>(params.mean)[r] = found.mean;
+    const bool centred = params.mean != nullptr;
+    const RowStatistics<V> found =
+        row_statistics<V>(row, params.columns, total, params.eps, centred);
+    if (centred) static_cast<S*>(params.mean)[r] = found.mean;
     static_cast<S*>(params.rstd)[r] = found.rstd;
     T* out = static_cast<T*>(params.out) + r * params.columns;
     traverse<V>(0, params.columns, [&](int64_t c, auto extent) {
@@ -111,7 +113,8 @@ struct RowGroup {
         dout_stride(params.dout_stride),
         x_stride(params.x_stride) {
     for (int row = 0; row < kRows; ++row) {
-      mean[row] = V::broadcast(static_cast<const S*>(params.mean)[r + row]);
+      mean[row] =
+          V::broadcast(params.mean != nullptr ? static_cast<const S*>(params.mean)[r + row] : S(0));
       rstd[row] = V::broadcast(static_cast<const S*>(params.rstd)[r + row]);
     }
   }
@@ -175,7 +178,9 @@ struct BackwardPass {
       }
     }
     for (int row = 0; row < kRows; ++row) {
-      group.g_mean[row] = V::broadcast(static_cast<S>(g_total[row] / n));
+      // The mean of the gradient goes the way of the mean.
+      const double g_mean = params.mean != nullptr ? g_total[row] / n : 0.0;
+      group.g_mean[row] = V::broadcast(static_cast<S>(g_mean));
       group.gx_mean[row] = V::broadcast(static_cast<S>(gx_total[row] / n));
     }
   }

@@ -1,6 +1,7 @@
 // LayerNorm over rows, alone or fused with what comes before it:
 //   layer_norm:      out = LayerNorm(x)
 //   add_layer_norm:  sum = residual + dropout(x + x_bias), out = LayerNorm(sum)
+// Where there is no mean, RMSNorm takes LayerNorm's place: the mean counts as 0.
 // x, residual, out and their gradients have `dtype`; statistics and gradients of parameters have
 // its statistics dtype (float32, float64 for float64). The letters: M rows, N columns.
 #pragma once
@@ -20,7 +21,7 @@ struct LayerNormForwardParams {
   ParameterRow x_bias, weight, bias;
   void* out;   // (M, N) contiguous
   void* sum;   // (M, N) contiguous, or null
-  void* mean;  // (M,) statistics
+  void* mean;  // (M,) statistics, or null: RMSNorm
   void* rstd;  // (M,) statistics
   int64_t row_count, columns;
   int64_t x_stride, residual_stride;
@@ -35,7 +36,7 @@ struct LayerNormBackwardParams {
   const void* dout;  // (M, N)
   const void* dsum;  // (M, N) or null: gradient that reaches the sum from elsewhere
   const void* x;     // (M, N): x of layer_norm, sum of add_layer_norm
-  const void* mean;  // (M,) statistics
+  const void* mean;  // (M,) statistics, or null: RMSNorm
   const void* rstd;  // (M,) statistics
   ParameterRow weight;
   void* dx;          // (M, N) contiguous, or null: gradient of x (of the sum: that of residual)

@@ -23,10 +23,12 @@ DROPOUT = ("seed_ptr", "offset_ptr", "row_ids_ptr")
 FORWARD = {
     "layer_norm": (("x_bias_ptr", "residual_ptr", "sum_ptr", *DROPOUT), False),
     "add_layer_norm": ((), True),
+    "add_rms_norm": (("mean_ptr",), True),
 }
 BACKWARD = {
     "layer_norm": (("dsum_ptr", "dx_ptr", "dx_bias_ptr", *DROPOUT), False),
     "add_layer_norm": ((), True),
+    "add_rms_norm": (("mean_ptr", "dbias_ptr"), True),
 }
 BACKWARD_TWO_PASS = {
     "rows": (("dweight_ptr", "dbias_ptr"), True),

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigkernels import backends, library
+from bigkernels import backends
 from bigkernels.ops import checks, dropout
 from bigkernels.ops.layer_norm import arguments, contract, reference
+from bigkernels.ops.layer_norm.autograd import OPS, AddNorm, Norm
 from bigkernels.ops.layer_norm.contract import Facts
 
-_OPS = {name: library.kernels(name, contract.BACKENDS) for name in contract.SCHEMAS}
 backends.register("layer_norm", contract.BACKENDS)
-_plain_cpu = _OPS["layer_norm_forward"]["cpu"]._op
+_plain_cpu = OPS["layer_norm_forward"]["cpu"]._op
 _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 
 
@@ -25,119 +25,16 @@ def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
     return ()
 
 
-class _LayerNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        n: int,
-        eps: float,
-        backend: str,
-    ) -> Tensor:
-        out, mean, rstd = _OPS["layer_norm_forward"][backend](x, weight, bias, n, eps)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
-        ctx.n, ctx.eps, ctx.backend = n, eps, backend
-        return out  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, rstd = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
-        if checks.recomputing():
-            grads = checks.differentiate(
-                lambda x, w, b: reference.layer_norm(x, w, b, ctx.n, ctx.eps),
-                (x, weight, bias),
-                needs,
-                (dout,),
-            )
-            return (*grads, None, None, None)
-        op = _OPS["layer_norm_backward"][ctx.backend]
-        dx, dweight, dbias = op(dout, x, mean, rstd, weight, ctx.n, *needs)
-        return (
-            dx if needs[0] else None,
-            dweight.to(weight.dtype).view(weight.shape) if needs[1] else None,
-            dbias.to(bias.dtype).view(bias.shape) if needs[2] else None,
-            None,
-            None,
-            None,
-        )
-
-
-class _AddLayerNorm(torch.autograd.Function):
-    """Returns (out, sum) always: the saved sum then carries this node's own graph, which makes a second
-    differentiation possible without keeping x and residual alive."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        residual: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        x_bias: Tensor | None,
-        dropout_p: float,
-        seed: Tensor | None,
-        offset: Tensor | None,
-        rows: Tensor | None,
-        backend: str,
-    ) -> tuple[Tensor, Tensor]:
-        out, total, mean, rstd = _OPS["add_layer_norm_forward"][backend](
-            x, residual, weight, bias, eps, x_bias, dropout_p, seed, offset, rows, True
-        )
-        ctx.save_for_backward(total, mean, rstd, weight, bias, x_bias, seed, offset, rows)
-        ctx.eps, ctx.dropout_p, ctx.backend = eps, dropout_p, backend
-        ctx.set_materialize_grads(False)
-        return out, total
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor | None, dsum: Tensor | None) -> tuple[Tensor | None, ...]:
-        total, mean, rstd, weight, bias, x_bias, seed, offset, rows = ctx.saved_tensors
-        need_x, need_residual, need_weight, need_bias, _, need_x_bias = ctx.needs_input_grad[:6]
-        p = ctx.dropout_p
-        if dout is None:
-            dout = torch.zeros_like(total)
-        if checks.recomputing():
-            need = need_x or need_residual or need_x_bias
-            dresidual, dweight, dbias = checks.differentiate(
-                lambda t, w, b: reference.layer_norm(t, w, b, t.shape[-1], ctx.eps),
-                (total, weight, bias),
-                (need, need_weight, need_bias),
-                (dout,),
-            )
-            dx = dx_bias = None
-            if need:
-                assert dresidual is not None
-                dresidual = dresidual if dsum is None else dresidual + dsum
-                dx = reference.drop_gradient(dresidual, p, seed, offset, rows)
-                dx_bias = None if x_bias is None else dx.reshape(-1, dx.shape[-1]).sum(0)
-        else:
-            dresidual, dx, dweight, dbias, dx_bias = _OPS["add_layer_norm_backward"][ctx.backend](
-                dout, dsum, total, mean, rstd, weight, p, seed, offset, rows,
-                need_x, need_weight, need_bias, need_x_bias,
-            )  # fmt: skip
-            dx = dx if p > 0.0 else dresidual
-        return (
-            dx if need_x else None,
-            dresidual if need_residual else None,
-            dweight.to(weight.dtype) if need_weight else None,  # type: ignore[union-attr]
-            dbias.to(bias.dtype) if need_bias else None,  # type: ignore[union-attr]
-            None,
-            dx_bias.to(x_bias.dtype) if need_x_bias else None,  # type: ignore[union-attr]
-            *(None,) * 5,
-        )
-
-
 def _wants_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _layer_norm_facts(x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int) -> Facts:
+def _layer_norm_facts(
+    op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int
+) -> Facts:
     needs_grad = _wants_grad(x, weight, bias)
     weight_dtype = None if weight is None else weight.dtype
-    return Facts("layer_norm", x.device.type, x.dtype, weight_dtype, n, False, needs_grad)
+    return Facts(op, x.device.type, x.dtype, weight_dtype, n, False, needs_grad)
 
 
 def _autocast_layer_norm(
@@ -163,7 +60,9 @@ def layer_norm_facts(
     """The facts by which ``layer_norm`` chooses its drawer."""
     shape = arguments.as_shape(normalized_shape)
     arguments.check_layer_norm(input, shape, weight, bias, eps)
-    return _layer_norm_facts(*_autocast_layer_norm(input, weight, bias), math.prod(shape))
+    return _layer_norm_facts(
+        "layer_norm", *_autocast_layer_norm(input, weight, bias), math.prod(shape)
+    )
 
 
 def _plain(
@@ -231,19 +130,80 @@ def layer_norm(
             return out
     shape = arguments.as_shape(normalized_shape)
     arguments.check_layer_norm(input, shape, weight, bias, eps)
-    eps = float(eps)
+    return _norm("layer_norm", input, shape, weight, bias, float(eps), backend)
+
+
+def _norm(
+    op: str,
+    input: Tensor,
+    shape: tuple[int, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    backend: str | None,
+) -> Tensor:
+    """layer_norm or rms_norm of checked arguments."""
     x, weight, bias = _autocast_layer_norm(input, weight, bias)
     n = math.prod(shape)
-    facts = _layer_norm_facts(x, weight, bias, n)
+    facts = _layer_norm_facts(op, x, weight, bias, n)
     name = backends.choose("layer_norm", facts, backend)
+    centred = op == "layer_norm"
     if n == 0:  # nothing to normalize
         weight, bias = (None if t is None else t.to(x.dtype) for t in (weight, bias))
         return torch.nn.functional.layer_norm(x, shape, weight, bias, eps)
     if name == "reference" or checks.through_reference():
-        return reference.layer_norm(x, weight, bias, n, eps)
+        return reference.layer_norm(x, weight, bias, n, eps, centred)
     if facts.needs_grad:
-        return checks.apply(_LayerNorm, x, weight, bias, n, eps, name)  # type: ignore[no-any-return]
-    return _OPS["layer_norm_forward"][name](x, weight, bias, n, eps)[0]  # type: ignore[no-any-return]
+        return checks.apply(Norm, x, weight, bias, n, eps, centred, name)  # type: ignore[no-any-return]
+    return OPS["layer_norm_forward"][name](x, weight, bias, n, eps, centred)[0]  # type: ignore[no-any-return]
+
+
+def _rms_eps(dtype: torch.dtype, eps: float | None) -> float:
+    """torch's: without eps that of the dtype the statistics are taken in."""
+    return torch.finfo(contract.stat_dtype(dtype)).eps if eps is None else float(eps)
+
+
+def rms_norm_facts(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Facts:
+    """The facts by which ``rms_norm`` chooses its drawer."""
+    shape = arguments.as_shape(normalized_shape)
+    arguments.check_layer_norm(input, shape, weight, None, 0.0 if eps is None else eps)
+    return _layer_norm_facts(
+        "rms_norm", *_autocast_layer_norm(input, weight, None), math.prod(shape)
+    )
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Root mean square normalization over the trailing dimensions; ``torch.nn.functional.rms_norm``.
+
+    Args:
+        input: (..., *normalized_shape), float32, bfloat16, float16 or float64, any strides.
+        normalized_shape: sizes of the trailing dimensions to normalize over.
+        weight: normalized_shape, of input's dtype, or float32 beside a 16-bit input.
+        eps: added to the mean square; None is that of float32 (of float64 for float64).
+        backend: forces a backend.
+
+    Returns:
+        A contiguous tensor of input's shape and dtype. Statistics are float32 (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
+        Unsupported: the forced backend cannot serve the call.
+    """
+    shape = arguments.as_shape(normalized_shape)
+    arguments.check_layer_norm(input, shape, weight, None, 0.0 if eps is None else eps)
+    return _norm("rms_norm", input, shape, weight, None, _rms_eps(input.dtype, eps), backend)
 
 
 def add_layer_norm_facts(
@@ -262,10 +222,11 @@ def add_layer_norm_facts(
 ) -> Facts:
     """The facts by which ``add_layer_norm`` chooses its drawer."""
     arguments.check_add_layer_norm(x, residual, weight, bias, eps, x_bias, dropout_p, rows)
-    return _add_layer_norm_facts(x, residual, weight, bias, x_bias, dropout_p)
+    return _add_layer_norm_facts("add_layer_norm", x, residual, weight, bias, x_bias, dropout_p)
 
 
 def _add_layer_norm_facts(
+    op: str,
     x: Tensor,
     residual: Tensor,
     weight: Tensor | None,
@@ -277,7 +238,7 @@ def _add_layer_norm_facts(
     dtype = x.dtype if x.dtype == residual.dtype else torch.result_type(x, residual)
     weight_dtype = None if weight is None else weight.dtype
     return Facts(
-        "add_layer_norm",
+        op,
         x.device.type,
         dtype,
         weight_dtype,
@@ -324,24 +285,87 @@ def add_layer_norm(
     """
     arguments.check_add_layer_norm(x, residual, weight, bias, eps, x_bias, dropout_p, rows)
     checks.check_flag("return_sum", return_sum)
-    eps, dropout_p = float(eps), float(dropout_p)
+    rule = (float(eps), x_bias, float(dropout_p))
+    out, total = _add_norm(
+        "add_layer_norm", x, residual, weight, bias, *rule, return_sum, seed, offset, rows, backend
+    )
+    return (out, total) if return_sum else out
+
+
+def _add_norm(
+    op: str,
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    x_bias: Tensor | None,
+    dropout_p: float,
+    return_sum: bool,
+    seed: int | Tensor | None,
+    offset: int | Tensor | None,
+    rows: Tensor | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """add_layer_norm or add_rms_norm of checked arguments; without return_sum the sum may be empty."""
     if x.dtype != residual.dtype:
         dtype = torch.result_type(x, residual)
         x, residual = x.to(dtype), residual.to(dtype)
-    facts = _add_layer_norm_facts(x, residual, weight, bias, x_bias, dropout_p)
+    facts = _add_layer_norm_facts(op, x, residual, weight, bias, x_bias, dropout_p)
     name = backends.choose("layer_norm", facts, backend)
     seed_, offset_ = dropout.seeds(seed, offset, x, dropout_p)
+    inputs = (x, residual, weight, bias, eps, x_bias, dropout_p, seed_, offset_, rows)
+    centred = op == "add_layer_norm"
     if name == "reference" or checks.through_reference():
-        out, total = reference.add_layer_norm(
-            x, residual, weight, bias, eps, x_bias, dropout_p, seed_, offset_, rows
-        )
-        return (out, total) if return_sum else out
+        return reference.add_layer_norm(*inputs, centred)
     if facts.needs_grad:
-        out, total = checks.apply(
-            _AddLayerNorm, x, residual, weight, bias, eps, x_bias, dropout_p, seed_, offset_, rows, name
-        )  # fmt: skip
-        return (out, total) if return_sum else out
-    out, total, _, _ = _OPS["add_layer_norm_forward"][name](
-        x, residual, weight, bias, eps, x_bias, dropout_p, seed_, offset_, rows, return_sum
+        return checks.apply(AddNorm, *inputs, centred, name)  # type: ignore[no-any-return]
+    return OPS["add_layer_norm_forward"][name](*inputs, return_sum, centred)[:2]  # type: ignore[no-any-return]
+
+
+def add_rms_norm_facts(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    x_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    return_sum: bool = False,
+    seed: int | Tensor | None = None,
+    offset: int | Tensor | None = None,
+    rows: Tensor | None = None,
+) -> Facts:
+    """The facts by which ``add_rms_norm`` chooses its drawer."""
+    arguments.check_add_layer_norm(
+        x, residual, weight, None, 0.0 if eps is None else eps, x_bias, dropout_p, rows
+    )
+    return _add_layer_norm_facts("add_rms_norm", x, residual, weight, None, x_bias, dropout_p)
+
+
+def add_rms_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    x_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    return_sum: bool = False,
+    seed: int | Tensor | None = None,
+    offset: int | Tensor | None = None,
+    rows: Tensor | None = None,
+    backend: str | None = None,
+) -> Any:
+    """``rms_norm(residual + dropout(x + x_bias))`` over the last dimension, in one pass.
+
+    Arguments, results and errors are those of ``add_layer_norm``, without its bias; eps is ``rms_norm``'s.
+    """
+    checked = 0.0 if eps is None else eps
+    arguments.check_add_layer_norm(x, residual, weight, None, checked, x_bias, dropout_p, rows)
+    checks.check_flag("return_sum", return_sum)
+    rule = (_rms_eps(torch.promote_types(x.dtype, residual.dtype), eps), x_bias, float(dropout_p))
+    out, total = _add_norm(
+        "add_rms_norm", x, residual, weight, None, *rule, return_sum, seed, offset, rows, backend
     )
     return (out, total) if return_sum else out

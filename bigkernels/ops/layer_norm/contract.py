@@ -13,7 +13,7 @@ BACKENDS = ("cuda", "triton", "cpu")
 class Facts(NamedTuple):
     """What the choice of a drawer depends on; never sizes other than the normalized width, never strides."""
 
-    op: str  # "layer_norm" or "add_layer_norm"
+    op: str  # "layer_norm", "add_layer_norm", "rms_norm" or "add_rms_norm"
     device: str
     dtype: torch.dtype
     weight_dtype: torch.dtype | None
@@ -23,12 +23,14 @@ class Facts(NamedTuple):
 
 
 SCHEMAS = {
-    "layer_norm_forward": "(Tensor x, Tensor? weight, Tensor? bias, SymInt n, float eps)"
+    # centred: LayerNorm, else RMSNorm: that has no mean, neither here nor in the backward.
+    "layer_norm_forward": "(Tensor x, Tensor? weight, Tensor? bias, SymInt n, float eps, bool centred=True)"
     " -> (Tensor out, Tensor mean, Tensor rstd)",
     "layer_norm_backward": "(Tensor dout, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, SymInt n,"
     " bool need_dx, bool need_dweight, bool need_dbias) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     "add_layer_norm_forward": "(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps,"
-    " Tensor? x_bias, float dropout_p, Tensor? seed, Tensor? offset, Tensor? rows, bool save_sum)"
+    " Tensor? x_bias, float dropout_p, Tensor? seed, Tensor? offset, Tensor? rows, bool save_sum,"
+    " bool centred=True)"
     " -> (Tensor out, Tensor sum, Tensor mean, Tensor rstd)",
     "add_layer_norm_backward": "(Tensor dout, Tensor? dsum, Tensor sum, Tensor mean, Tensor rstd,"
     " Tensor? weight, float dropout_p, Tensor? seed, Tensor? offset, Tensor? rows,"
@@ -51,10 +53,15 @@ def _stat(x: Tensor, size: int | torch.SymInt) -> Tensor:
 
 
 def _layer_norm_forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    n: int,
+    eps: float,
+    centred: bool = True,
 ) -> tuple[Tensor, ...]:
     rows = x.numel() // n
-    return _dense(x), _stat(x, rows), _stat(x, rows)
+    return _dense(x), _stat(x, rows if centred else 0), _stat(x, rows)
 
 
 def _layer_norm_backward(
@@ -84,10 +91,11 @@ def _add_layer_norm_forward(
     offset: Tensor | None,
     rows: Tensor | None,
     save_sum: bool,
+    centred: bool = True,
 ) -> tuple[Tensor, ...]:
     count = x.numel() // x.shape[-1]
     total = _dense(x) if save_sum else x.new_empty((0,))
-    return _dense(x), total, _stat(x, count), _stat(x, count)
+    return _dense(x), total, _stat(x, count if centred else 0), _stat(x, count)
 
 
 def _add_layer_norm_backward(

@@ -34,6 +34,8 @@ def limits(facts: Facts) -> tuple[str, ...]:
     reasons = []
     if facts.dtype not in _DTYPES:
         reasons.append(f"dtype {facts.dtype} not in float32, bfloat16, float16")
+    if facts.op not in ("layer_norm", "add_layer_norm"):
+        reasons.append(f"there is no {facts.op}")
     if not 1 <= facts.n <= MAX_COLUMNS:
         reasons.append(f"n {facts.n} not in 1..{MAX_COLUMNS}")
     odd = facts.n % (4 if facts.dtype == torch.float32 else 8) != 0

@@ -1,4 +1,4 @@
-"""Triton drawer of the layer_norm room: both operations, both directions, n up to 8192.
+"""Triton drawer of the layer_norm room: all operations, both directions, n up to 8192.
 
 The kernels (triton_kernels.py) are imported at the first call, and triton with them.
 """
@@ -39,6 +39,7 @@ def _forward(
     x_bias: Tensor | None = None,
     dropout: Dropout = NO_DROPOUT,
     save_sum: bool = False,
+    centred: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from . import triton_kernels as kernels
 
@@ -46,7 +47,7 @@ def _forward(
     m = x.numel() // n
     out = torch.empty_like(x)
     total = torch.empty_like(x) if save_sum else x.new_empty(0)
-    mean = x.new_empty(m, dtype=torch.float32)
+    mean = x.new_empty(m if centred else 0, dtype=torch.float32)
     rstd = x.new_empty(m, dtype=torch.float32)
     if m == 0:
         return out, total, mean, rstd
@@ -60,7 +61,7 @@ def _forward(
             dense(bias),
             out,
             total if save_sum else None,
-            mean,
+            mean if centred else None,
             rstd,
             *dropout.place(x),
             m,
@@ -76,9 +77,14 @@ def _forward(
 
 
 def layer_norm_forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    n: int,
+    eps: float,
+    centred: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out, _, mean, rstd = _forward(x, None, weight, bias, n, eps)
+    out, _, mean, rstd = _forward(x, None, weight, bias, n, eps, centred=centred)
     return out, mean, rstd
 
 
@@ -94,9 +100,11 @@ def add_layer_norm_forward(
     offset: Tensor | None,
     rows: Tensor | None,
     save_sum: bool,
+    centred: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dropout = Dropout(dropout_p, seed, offset, rows)
-    return _forward(x, residual, weight, bias, x.shape[-1], eps, x_bias, dropout, save_sum)
+    n = x.shape[-1]
+    return _forward(x, residual, weight, bias, n, eps, x_bias, dropout, save_sum, centred)
 
 
 def _launch_backward(
@@ -120,12 +128,12 @@ def _launch_backward(
         dout,
         dsum,
         total,
-        mean,
+        mean if mean.numel() else None,
         rstd,
         weight,
         *grads,
         *dropout.place(total),
-        mean.shape[0],
+        rstd.shape[0],
         n,
         *dropout.rule(),
         DROPOUT=dropout.p > 0.0,
@@ -148,13 +156,13 @@ def _backward(
     dropout: Dropout = NO_DROPOUT,
 ) -> tuple[Tensor, ...]:
     """(dresidual, dx, dweight, dbias, dx_bias), those not in `needs` empty."""
-    total, m = total.contiguous(), mean.shape[0]
+    total, m = total.contiguous(), rstd.shape[0]
     rows = [torch.empty_like(total) if need else None for need in needs[:2]]
-    sums: list[Tensor | None] = [mean.new_zeros(n) if need else None for need in needs[2:]]
+    sums: list[Tensor | None] = [rstd.new_zeros(n) if need else None for need in needs[2:]]
     if m > 0:
         block_m, _, num_warps = triton_launch.row_tile(n, BACKWARD_ELEMENTS)
         programs = triton_launch.row_programs(total.device, -(-m // block_m), num_warps)
-        partials = [mean.new_empty(programs, n) if need else None for need in needs[2:]]
+        partials = [rstd.new_empty(programs, n) if need else None for need in needs[2:]]
         inputs = (dout.contiguous(), dense(dsum), total, mean, rstd, dense(weight), n, dropout)
         with device_of(total):
             if n <= MAX_COLUMNS_ONE_PASS:
@@ -164,7 +172,7 @@ def _backward(
                 _launch_backward(*inputs, [None, None, *partials[:2], None], programs)
             sums = triton_launch.column_sums(partials, torch.float32)
     # Results may not share memory, empty ones neither.
-    likes = (total, total, mean, mean, mean)
+    likes = (total, total, rstd, rstd, rstd)
     return tuple(
         like.new_empty(0) if g is None else g for g, like in zip([*rows, *sums], likes, strict=True)
     )

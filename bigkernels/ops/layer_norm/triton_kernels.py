@@ -1,4 +1,4 @@
-"""Triton kernels of LayerNorm and of bias + dropout + residual + LayerNorm.
+"""Triton kernels of LayerNorm and RMSNorm, and of bias + dropout + residual before them.
 
 Shapes: M rows of N columns, contiguous. One tile holds BLOCK_M whole rows, so that every statistic
 is taken from registers, in float32. What a caller has not (bias, residual, ...) is passed as None,
@@ -20,7 +20,7 @@ def layer_norm_forward_kernel(
     bias_ptr,  # (N,) or None
     out_ptr,  # (M, N)
     sum_ptr,  # (M, N) or None
-    mean_ptr,  # (M,) float32
+    mean_ptr,  # (M,) float32, or None: RMSNorm
     rstd_ptr,  # (M,) float32
     seed_ptr,
     offset_ptr,
@@ -58,13 +58,14 @@ def layer_norm_forward_kernel(
 
     # Two passes over the registers: the variance of centred values keeps its digits at any mean.
     value = tl.where(inside, value, 0.0)
-    mean = tl.sum(value, 1) / N
-    centred = tl.where(inside, value - mean[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(centred * centred, 1) / N + eps)
-    tl.store(mean_ptr + rows, mean, mask=in_rows)
+    if mean_ptr is not None:
+        mean = tl.sum(value, 1) / N
+        tl.store(mean_ptr + rows, mean, mask=in_rows)
+        value = tl.where(inside, value - mean[:, None], 0.0)
+    rstd = tl.rsqrt(tl.sum(value * value, 1) / N + eps)
     tl.store(rstd_ptr + rows, rstd, mask=in_rows)
 
-    out = centred * rstd[:, None]
+    out = value * rstd[:, None]
     if weight_ptr is not None:
         weight = tl.load(weight_ptr + columns, mask=in_columns, other=0.0).to(tl.float32)
         out *= weight[None, :]
@@ -79,7 +80,7 @@ def layer_norm_backward_kernel(
     dout_ptr,  # (M, N)
     dsum_ptr,  # (M, N) or None: gradient that reached the sum by another way
     sum_ptr,  # (M, N): what was normalised
-    mean_ptr,  # (M,) float32
+    mean_ptr,  # (M,) float32, or None: RMSNorm
     rstd_ptr,  # (M,) float32
     weight_ptr,  # (N,) or None
     dresidual_ptr,  # (M, N) or None: gradient of the sum
@@ -116,9 +117,10 @@ def layer_norm_backward_kernel(
         at = rows[:, None] * N + columns[None, :]
         dout = tl.load(dout_ptr + at, mask=inside, other=0.0).to(tl.float32)
         value = tl.load(sum_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        mean = tl.load(mean_ptr + rows, mask=in_rows, other=0.0)
+        if mean_ptr is not None:
+            value -= tl.load(mean_ptr + rows, mask=in_rows, other=0.0)[:, None]
         rstd = tl.load(rstd_ptr + rows, mask=in_rows, other=0.0)
-        normed = tl.where(inside, (value - mean[:, None]) * rstd[:, None], 0.0)
+        normed = tl.where(inside, value * rstd[:, None], 0.0)
         if dweight_ptr is not None:
             dweight += dout * normed
         if dbias_ptr is not None:
@@ -127,8 +129,9 @@ def layer_norm_backward_kernel(
         if weight_ptr is not None:
             dnormed = dout * weight[None, :]
         along_normed = tl.sum(dnormed * normed, 1) / N
-        along_ones = tl.sum(dnormed, 1) / N
-        dsum = dnormed - normed * along_normed[:, None] - along_ones[:, None]
+        dsum = dnormed - normed * along_normed[:, None]
+        if mean_ptr is not None:
+            dsum -= (tl.sum(dnormed, 1) / N)[:, None]
         dsum = tl.where(inside, dsum * rstd[:, None], 0.0)
         if dsum_ptr is not None:
             dsum += tl.load(dsum_ptr + at, mask=inside, other=0.0).to(tl.float32)

@@ -1,7 +1,8 @@
-"""Cases of the layer_norm room: layer_norm and add_layer_norm."""
+"""Cases of the layer_norm room: layer_norm, rms_norm and their fused forms."""
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -38,7 +39,7 @@ VALUES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LayerNormCase(Case):
-    """A call of layer_norm.
+    """A call of layer_norm, or of rms_norm if it is not centred.
 
     shape: of the input; the last `dims` dimensions are normalized. weight, bias: present or not;
     wide: they are float32 beside a 16-bit input. values: what the input holds, a key of VALUES.
@@ -58,6 +59,7 @@ class LayerNormCase(Case):
     values: str = "normal"
     repeated: tuple[str, ...] = ()
     grads: str = "xwb"
+    centred: bool = True
 
     @property
     def normalized_shape(self) -> tuple[int, ...]:
@@ -69,7 +71,7 @@ class LayerNormCase(Case):
         inputs: dict[str, Tensor | None] = {
             "x": _repeated(x) if "x" in self.repeated else x,
             "weight": _parameter(self, draw, 1.0) if self.weight else None,
-            "bias": _parameter(self, draw, 0.0) if self.bias else None,
+            "bias": _parameter(self, draw, 0.0) if self.bias and self.centred else None,
         }
         dout = draw(self.shape).to(self.dtype)
         letters = "abcdefgh"[: len(self.shape)]
@@ -87,19 +89,17 @@ class LayerNormCase(Case):
 
         def function(inputs: Tensors) -> Mapping[str, Tensor]:
             x = _present(inputs["x"])
-            return {"out": reference.layer_norm(x, inputs["weight"], inputs["bias"], n, self.eps)}
+            rule = (n, self.eps, self.centred)
+            return {"out": reference.layer_norm(x, inputs["weight"], inputs["bias"], *rule)}
 
         return function
 
     def call(self, inputs: Tensors, backend: str | None) -> Mapping[str, Tensor]:
-        out = api.layer_norm(
-            _present(inputs["x"]),
-            self.normalized_shape,
-            inputs["weight"],
-            inputs["bias"],
-            self.eps,
-            backend=backend,
-        )
+        x, weight, bias = _present(inputs["x"]), inputs["weight"], inputs["bias"]
+        if self.centred:
+            out = api.layer_norm(x, self.normalized_shape, weight, bias, self.eps, backend=backend)
+        else:
+            out = api.rms_norm(x, self.normalized_shape, weight, self.eps, backend=backend)
         return {"out": out}
 
     @property
@@ -109,12 +109,13 @@ class LayerNormCase(Case):
     def facts(self, device: str) -> Facts:
         n = math.prod(self.normalized_shape)
         needs_grad = bool(self.grads)
-        return Facts("layer_norm", device, self.dtype, _weight_dtype(self), n, False, needs_grad)
+        op = "layer_norm" if self.centred else "rms_norm"
+        return Facts(op, device, self.dtype, _weight_dtype(self), n, False, needs_grad)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AddLayerNormCase(Case):
-    """A call of add_layer_norm.
+    """A call of add_layer_norm, or of add_rms_norm if it is not centred.
 
     shape, weight, bias, wide, values, repeated, grads ("r" for residual, "a" for x_bias): as in
     LayerNormCase, values and the stride 0 for x and residual alike. residual_dtype: if not the
@@ -138,6 +139,7 @@ class AddLayerNormCase(Case):
     values: str = "normal"
     repeated: tuple[str, ...] = ()
     grads: str = "xrwba"
+    centred: bool = True
 
     @property
     def result_dtype(self) -> torch.dtype:
@@ -152,7 +154,7 @@ class AddLayerNormCase(Case):
             "x": _repeated(x) if "x" in self.repeated else x,
             "residual": _repeated(residual) if "x" in self.repeated else residual,
             "weight": _parameter(self, draw, 1.0) if self.weight else None,
-            "bias": _parameter(self, draw, 0.0) if self.bias else None,
+            "bias": _parameter(self, draw, 0.0) if self.bias and self.centred else None,
             "x_bias": _parameter(self, draw, 0.0) if self.x_bias else None,
             "rows": rows,
             "keep": self._keep(x, rows) if self.dropout_p else None,
@@ -184,20 +186,23 @@ class AddLayerNormCase(Case):
             inputs["x_bias"],
             self.dropout_p,
             inputs["keep"],
+            self.centred,
         )
         # The contract keeps the sum for the backward in the result's dtype, as torch's own ops in
         # that dtype would: gradients are those at the rounded sum, the output is that of the exact one.
         rounded = total + (total.to(dtype).to(stat) - total).detach()
-        through = reference.layer_norm(rounded, weight, bias, self.shape[-1], self.eps)
+        through = reference.layer_norm(
+            rounded, weight, bias, self.shape[-1], self.eps, self.centred
+        )
         out = (through + (out - through).detach()).to(dtype)
         return {"out": out, "sum": total.to(dtype)} if self.return_sum else {"out": out}
 
     def call(self, inputs: Tensors, backend: str | None) -> Mapping[str, Tensor]:
-        found = api.add_layer_norm(
-            _present(inputs["x"]),
-            _present(inputs["residual"]),
-            inputs["weight"],
-            inputs["bias"],
+        x, residual, weight = _present(inputs["x"]), _present(inputs["residual"]), inputs["weight"]
+        function: Callable[..., Any] = functools.partial(api.add_rms_norm, x, residual, weight)
+        if self.centred:
+            function = functools.partial(api.add_layer_norm, x, residual, weight, inputs["bias"])
+        found = function(
             self.eps,
             x_bias=inputs["x_bias"],
             dropout_p=self.dropout_p,
@@ -216,7 +221,7 @@ class AddLayerNormCase(Case):
     def facts(self, device: str) -> Facts:
         weight_dtype, n = _weight_dtype(self), self.shape[-1]
         return Facts(
-            "add_layer_norm",
+            "add_layer_norm" if self.centred else "add_rms_norm",
             device,
             self.result_dtype,
             weight_dtype,
@@ -246,6 +251,7 @@ def random_cases(count: int) -> list[Case]:
             "bias": r.random() < 0.8,
             "wide": r.random() < 0.2,
             "values": r.choice(("normal", "integers")),
+            "centred": seed % 5 != 0,
         }
         if seed % 2:
             shape = (*shape, width) if dims == 1 else (*shape, r.randint(1, 4), max(1, width // 4))

@@ -128,7 +128,25 @@ _LAYOUTS: list[Row] = [
     ),
 ]
 
-LAYER_NORM: list[Row] = [*_WIDTHS, *_ROWS, *_SHAPES, *_DTYPES, *_PARTS, *_NUMERICS, *_LAYOUTS]
+_RMS: list[Row] = [
+    *((f"RMSNorm of {n}", {"shape": (3, n)}) for n in (3, 17, 96, 769, 4096, 5000)),
+    ("RMSNorm of one feature: its gradients are noise", {"shape": (3, 1), "grads": ""}),
+    *((f"RMSNorm, {dtype}", {"shape": (5, 96), "dtype": dtype}) for dtype in (BF16, F16, F64)),
+    ("RMSNorm, float32 weight beside bfloat16", {"shape": (6, 100), "dtype": BF16, "wide": True}),
+    ("RMSNorm without weight", {"shape": (6, 100), "weight": False}),
+    ("RMSNorm, no gradient", {"shape": (6, 100), "grads": ""}),
+    ("RMSNorm, no rows", {"shape": (0, 64)}),
+    ("RMSNorm over two dimensions", {"shape": (3, 4, 24), "dims": 2, "layout": "transposed"}),
+    ("RMSNorm, many rows", {"shape": (1031, 48)}),
+    ("RMSNorm: the mean is not taken out", {"shape": (4, 96), "values": "very_far_mean"}),
+    ("RMSNorm, squares near eps", {"shape": (4, 96), "values": "near_eps"}),
+    ("RMSNorm, zeros", {"shape": (4, 96), "values": "zeros"}),
+]
+
+LAYER_NORM: list[Row] = [
+    *(*_WIDTHS, *_ROWS, *_SHAPES, *_DTYPES, *_PARTS, *_NUMERICS, *_LAYOUTS),
+    *((reason, {**what, "centred": False}) for reason, what in _RMS),
+]
 
 _ADD_PLAIN: list[Row] = [
     ("BERT base, post-norm", {"shape": (2, 9, 768)}),
@@ -222,4 +240,21 @@ _ADD_DTYPES: list[Row] = [
     ),
 ]
 
-ADD_LAYER_NORM: list[Row] = [*_ADD_PLAIN, *_ADD_DROPOUT, *_ADD_DTYPES]
+_ADD_RMS: list[Row] = [
+    ("LLaMA's: the sum goes on", {"shape": (2, 9, 96), "return_sum": True}),
+    *(
+        (f"RMSNorm of everything at once, {dtype}", {
+            "shape": (2, 9, 96), "x_bias": True, "return_sum": True, "dropout_p": 0.1, "dtype": dtype,
+        })
+        for dtype in (F32, BF16, F16, F64)
+    ),
+    ("RMSNorm of a sum, wide", {"shape": (2, 6000), "x_bias": True, "dropout_p": 0.1}),
+    ("RMSNorm of a sum, no rows", {"shape": (0, 40), "x_bias": True, "return_sum": True}),
+    ("RMSNorm of a sum, inference", {"shape": (5, 96), "x_bias": True, "grads": ""}),
+    ("RMSNorm of a packed sum", {"shape": (9, 40), "packed": (4, 5), "dropout_p": 0.5}),
+]  # fmt: skip
+
+ADD_LAYER_NORM: list[Row] = [
+    *(*_ADD_PLAIN, *_ADD_DROPOUT, *_ADD_DTYPES),
+    *((reason, {**what, "centred": False}) for reason, what in _ADD_RMS),
+]

@@ -34,12 +34,14 @@ struct RowStatistics {
   V normed(V x) const { return fma(x - shift, scale, rest); }
 };
 
-// Of a row whose elements sum to `total`. The rounded mean `shift` is off by a little, and by much
-// beside the deviations of a row far from 0: the second pass finds the rest, `delta`.
+// Of a row whose elements sum to `total`; of one that is not `centred` the mean counts as 0. The
+// rounded mean `shift` is off by a little, and by much beside the deviations of a row far from 0:
+// the second pass finds the rest, `delta`.
 template <class V, class Source>
-inline RowStatistics<V> row_statistics(const Source* row, int64_t n, double total, double eps) {
+inline RowStatistics<V> row_statistics(const Source* row, int64_t n, double total, double eps,
+                                       bool centred = true) {
   using S = typename V::Scalar;
-  const S shift = static_cast<S>(total / n);
+  const S shift = centred ? static_cast<S>(total / n) : S(0);
   const V shift_v = V::broadcast(shift);
   double deviations = 0.0, squares = 0.0;
   for (int64_t begin = 0; begin < n; begin += kSumColumns) {
@@ -54,7 +56,7 @@ inline RowStatistics<V> row_statistics(const Source* row, int64_t n, double tota
     deviations += reduce_chains(first);
     squares += reduce_chains(second);
   }
-  const double delta = deviations / n;
+  const double delta = centred ? deviations / n : 0.0;
   const double variance = squares / n - delta * delta;
   const double rstd = 1.0 / __builtin_sqrt((variance < 0.0 ? 0.0 : variance) + eps);
   return {static_cast<S>(shift + delta), static_cast<S>(rstd), shift_v,
