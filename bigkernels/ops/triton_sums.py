@@ -17,7 +17,7 @@ def _column_sum(partial_ptr, total_ptr, P, N, BLOCK_M: tl.constexpr, BLOCK_N: tl
     tl.store(total_ptr + columns, total.to(total_ptr.dtype.element_ty), mask=columns < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("P",))
 def column_sum_kernel(
     partial0_ptr,  # (P, N) float32 or None, likewise below
     partial1_ptr,

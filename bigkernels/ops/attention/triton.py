@@ -234,7 +234,8 @@ def attention_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     launch = _Launch(call, out)
     tiles, programs = launch.grid("forward")
     with triton_launch.device_of(q):
-        attention_forward_kernel[(programs,)](
+        triton_launch.launch(
+            attention_forward_kernel, (programs,),
             *call.pointers(), out, lse, *launch.strides(call.q, call.k, call.v, out),
             *launch.numbers(tiles), **launch.constants("forward"),
         )  # fmt: skip
@@ -270,17 +271,20 @@ def _launch_backward(
     # A bias wants every single gradient of a score: delta may not have the rounding of out in it.
     summed = FLAGS["summed"] if dmask is not None and out.dtype != torch.float32 else 0
     tiles, programs = launch.grid("rows")
-    attention_backward_rows_kernel[(programs,)](
+    triton_launch.launch(
+        attention_backward_rows_kernel, (programs,),
         *call.pointers(), dout, out, lse, dlse, *statistics, *launch.strides(*inputs, out),
         *launch.numbers(tiles), **launch.constants("rows", summed),
     )  # fmt: skip
     tiles, programs = launch.grid("query")
-    attention_backward_query_kernel[(programs,)](
+    triton_launch.launch(
+        attention_backward_query_kernel, (programs,),
         *call.pointers(), dout, *statistics, dq, *launch.strides(*inputs, dq),
         *launch.numbers(tiles), **launch.constants("query"),
     )  # fmt: skip
     tiles, programs = launch.grid("key")
-    attention_backward_key_kernel[(programs,)](
+    triton_launch.launch(
+        attention_backward_key_kernel, (programs,),
         *call.pointers(), dout, *statistics, dk, dv, *launch.strides(*inputs, dk, dv),
         *launch.numbers(tiles), **launch.constants("key"),
     )  # fmt: skip
@@ -288,7 +292,8 @@ def _launch_backward(
         tile = launch.tiles["mask"]
         batch, heads, queries, keys = dmask.shape
         programs = batch * heads * -(-queries // tile.block_m) * -(-keys // tile.block_n)
-        attention_backward_mask_kernel[(programs,)](
+        triton_launch.launch(
+            attention_backward_mask_kernel, (programs,),
             *call.pointers(), dout, *statistics, dmask, *launch.strides(*inputs), *dmask.shape,
             *launch.numbers(programs), **launch.constants("mask"),
         )  # fmt: skip

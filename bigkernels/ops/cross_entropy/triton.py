@@ -45,7 +45,8 @@ def cross_entropy_forward(
     with device_of(logits):
         good = (target >= 0) & (target < classes) | (target == ignore_index)
         torch._assert_async(good.all(), f"index out of range: a target is not in [0, {classes})")
-        cross_entropy_forward_kernel[(count,)](
+        triton_launch.launch(
+            cross_entropy_forward_kernel, (count,),
             logits.contiguous(), target, loss, lse, classes, ignore_index, label_smoothing,
             SMOOTHING=label_smoothing > 0.0, BLOCK=block, num_warps=num_warps,
         )  # fmt: skip
@@ -68,7 +69,8 @@ def cross_entropy_backward(
         return dlogits
     block, num_warps = tile(classes)
     with device_of(logits):
-        cross_entropy_backward_kernel[(count, -(-classes // block))](
+        triton_launch.launch(
+            cross_entropy_backward_kernel, (count, -(-classes // block)),
             dloss.contiguous(), logits.contiguous(), lse, target.contiguous(), dlogits, classes,
             ignore_index, label_smoothing,
             SMOOTHING=label_smoothing > 0.0, BLOCK=block, num_warps=num_warps,

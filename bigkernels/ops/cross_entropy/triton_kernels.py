@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("ignore_index",))
 def cross_entropy_forward_kernel(
     logits_ptr,  # (N, V)
     target_ptr,  # (N,) int64
@@ -48,7 +48,7 @@ def cross_entropy_forward_kernel(
     tl.store(lse_ptr + row, tl.where(end > 0, lse, 0.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("ignore_index",))
 def cross_entropy_backward_kernel(
     dloss_ptr,  # (N,) float32
     logits_ptr,  # (N, V)

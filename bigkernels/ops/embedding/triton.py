@@ -71,7 +71,9 @@ def embedding_forward(
     block_m, block_n, num_warps = triton_launch.row_tile(n, FORWARD_ELEMENTS)
     tables = (ids, word, position_ids, position, type_ids, types)
     with device_of(word):
-        embedding_forward_kernel[(-(-m // block_m),)](
+        triton_launch.launch(
+            embedding_forward_kernel,
+            (-(-m // block_m),),
             *map(_dense_part, tables),
             dense(weight),
             dense(bias),
@@ -115,7 +117,8 @@ def _scatter(dsum: Tensor, ids: Tensor | None, table: Tensor, padding_row: int, 
     block_m, block_n = SCATTER_TILE
     dtype = table.dtype if shares == 1 else torch.float32
     parts = table.new_empty(shares, count, n, dtype=dtype)
-    embedding_scatter_kernel[(count, -(-n // block_n), shares)](
+    triton_launch.launch(
+        embedding_scatter_kernel, (count, -(-n // block_n), shares),
         dsum, order, starts, parts, count, n, padding_row,
         SPLITS=shares, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=4,
     )  # fmt: skip
@@ -137,7 +140,9 @@ def _launch_backward(
 
     dropout, *rest = sizes
     block_m, block_n, num_warps = triton_launch.row_tile(n, BACKWARD_ELEMENTS)
-    embedding_backward_kernel[(programs,)](
+    triton_launch.launch(
+        embedding_backward_kernel,
+        (programs,),
         *given,
         *grads,
         *dropout.place(given[0]),

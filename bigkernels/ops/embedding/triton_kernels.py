@@ -9,6 +9,9 @@ import triton.language as tl
 
 from bigkernels.ops.triton_philox import keep_rows
 
+# For none of these a form of a kernel is built.
+SIZES = ("row_length", "M", "word_count", "position_count", "type_count", "threshold")
+
 
 @triton.jit
 def _add_rows(total, good, table_ptr, ids_ptr, count, rows, in_rows, columns, in_columns, N):
@@ -45,7 +48,7 @@ def _table_sum(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def embedding_forward_kernel(
     ids_ptr,  # (M,) int64, likewise below
     word_ptr,  # (word_count, N)
@@ -107,7 +110,7 @@ def embedding_forward_kernel(
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def embedding_backward_kernel(
     dout_ptr,  # (M, N)
     mean_ptr,  # (M,) float32
@@ -184,7 +187,7 @@ def embedding_backward_kernel(
         tl.store(dbias_ptr + partial, tl.sum(dbias, 0), mask=in_columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count", "padding_row"))
 def embedding_scatter_kernel(
     dsum_ptr,  # (M, N) float32
     order_ptr,  # (M,) int64: tokens by their id, those of one id in their own order

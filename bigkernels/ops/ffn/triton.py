@@ -69,7 +69,9 @@ class _Call(NamedTuple):
         """The kernel over all tiles of the (M, F) plane; `depth` is the length of its product's sums."""
         tile, precision = self.tile(direction)
         tiles = -(-self.m // tile.block_m) * -(-self.f // tile.block_n)
-        kernel[(tiles,)](
+        triton_launch.launch(
+            kernel,
+            (tiles,),
             *arguments,
             *self.place,
             self.m,

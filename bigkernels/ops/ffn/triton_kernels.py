@@ -218,7 +218,7 @@ def _finish_backward(
             tl.store(dbias1_ptr + partial_row + columns, tl.sum(dpre, 0), mask=in_columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("row_length", "M", "threshold"))
 def ffn_forward_kernel(
     x_ptr,  # (M, E)
     weight1_ptr,  # (F, E)
@@ -272,7 +272,7 @@ def ffn_forward_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("row_length", "M", "threshold"))
 def ffn_backward_kernel(
     dout_ptr,  # (M, E2)
     weight2_ptr,  # (E2, F)

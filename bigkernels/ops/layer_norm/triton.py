@@ -53,7 +53,9 @@ def _forward(
         return out, total, mean, rstd
     block_m, block_n, num_warps = triton_launch.row_tile(n, FORWARD_ELEMENTS)
     with device_of(x):
-        kernels.layer_norm_forward_kernel[(-(-m // block_m),)](
+        triton_launch.launch(
+            kernels.layer_norm_forward_kernel,
+            (-(-m // block_m),),
             x,
             dense(x_bias),
             dense(residual),
@@ -124,7 +126,9 @@ def _launch_backward(
     from . import triton_kernels as kernels
 
     block_m, block_n, num_warps = triton_launch.row_tile(n, BACKWARD_ELEMENTS)
-    kernels.layer_norm_backward_kernel[(programs,)](
+    triton_launch.launch(
+        kernels.layer_norm_backward_kernel,
+        (programs,),
         dout,
         dsum,
         total,

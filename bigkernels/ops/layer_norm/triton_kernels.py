@@ -11,7 +11,7 @@ import triton.language as tl
 from bigkernels.ops.triton_philox import keep_rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("row_length", "M", "threshold"))
 def layer_norm_forward_kernel(
     x_ptr,  # (M, N)
     x_bias_ptr,  # (N,) or None
@@ -75,7 +75,7 @@ def layer_norm_forward_kernel(
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("row_length", "M", "threshold"))
 def layer_norm_backward_kernel(
     dout_ptr,  # (M, N)
     dsum_ptr,  # (M, N) or None: gradient that reached the sum by another way

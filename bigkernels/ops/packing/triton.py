@@ -51,10 +51,17 @@ def packing_plan(keep: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor, Ten
     counts = keep.new_empty(batch, dtype=torch.int32)
     given = _plain(keep)
     with device_of(keep):
-        kernels.packing_count_kernel[(batch,)](
-            given, counts, length, BLOCK=PLAN_BLOCK, num_warps=PLAN_WARPS
+        triton_launch.launch(
+            kernels.packing_count_kernel,
+            (batch,),
+            given,
+            counts,
+            length,
+            BLOCK=PLAN_BLOCK,
+            num_warps=PLAN_WARPS,
         )
-        kernels.packing_plan_kernel[(batch,)](
+        triton_launch.launch(
+            kernels.packing_plan_kernel, (batch,),
             given, counts, indices, places, cu_seq, rows, batch, length, tokens,
             BLOCK=PLAN_BLOCK, num_warps=PLAN_WARPS,
         )  # fmt: skip
@@ -81,7 +88,8 @@ def packing_forward(x: Tensor, source: Tensor) -> Tensor:
         return out.zero_()
     block_m, block_n = tile(columns)
     with device_of(x):
-        kernels.packing_forward_kernel[(-(-count // block_m), -(-columns // block_n))](
+        triton_launch.launch(
+            kernels.packing_forward_kernel, (-(-count // block_m), -(-columns // block_n)),
             _plain(x), source, _plain(out), count, columns,
             BLOCK_M=block_m, BLOCK_N=block_n, num_warps=COPY_WARPS,
         )  # fmt: skip

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("L",))
 def packing_count_kernel(
     keep_ptr,  # (B, L), nonzero = token
     counts_ptr,  # (B,) int32
@@ -23,7 +23,7 @@ def packing_count_kernel(
     tl.store(counts_ptr + sample, tl.sum(count, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("B", "L", "T"))
 def packing_plan_kernel(
     keep_ptr,  # (B, L), nonzero = token
     counts_ptr,  # (B,) int32, tokens of each sample
@@ -65,7 +65,7 @@ def packing_plan_kernel(
     tl.store(cu_seq_ptr + sample + 1, token.to(tl.int32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("S",))
 def packing_forward_kernel(
     x_ptr,  # (R, N)
     source_ptr,  # (S,) int64, row of x, or -1

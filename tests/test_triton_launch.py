@@ -1,0 +1,120 @@
+"""How Triton kernels are launched: by forms that were found before, right in every case in which Triton would build
+another, and in less time."""
+
+import statistics
+import time
+
+import pytest
+import torch
+
+import bigkernels as bk
+from bigkernels.ops import triton_launch
+from bigkernels.ops.layer_norm import reference
+from bigkernels.testing.oracle import same_bits
+from tests.emulator.device import emulated, why_not
+
+
+@pytest.fixture(autouse=True)
+def device():
+    if reason := why_not("triton"):
+        pytest.skip(f"emulated: {reason}")
+    with emulated(80, "triton") as emulation:
+        yield emulation
+
+
+def kernel():
+    from bigkernels.ops.layer_norm.triton_kernels import layer_norm_forward_kernel
+
+    return layer_norm_forward_kernel
+
+
+def forms():
+    """Of the kernel, compiled so far."""
+    return len(kernel().device_caches[80][0])
+
+
+def call(x, weight=None):
+    return bk.layer_norm(x, x.shape[-1:], weight, backend="triton")
+
+
+def check(x, weight=None):
+    expected = reference.layer_norm(x, weight, None, x.shape[-1], 1e-5)
+    torch.testing.assert_close(call(x, weight), expected)
+
+
+def test_a_known_form_is_launched_without_triton(monkeypatch):
+    x = torch.randn(3, 48)
+    first = call(x)
+    monkeypatch.setattr(type(kernel()), "run", None)
+    assert same_bits(call(x), first)
+
+
+@pytest.mark.parametrize("width", [1, 40, 48])
+def test_no_number_of_rows_builds_a_form(width):
+    call(torch.randn(5, width))
+    before = forms()
+    for rows in (1, 2, 15, 16, 17, 32, 64):
+        check(torch.randn(rows, width))
+    assert forms() == before
+
+
+def test_what_a_form_depends_on_finds_another():
+    weight, half = torch.randn(48), torch.randn(48).half()
+    check(torch.randn(4, 48))
+    check(torch.randn(4, 48), weight)
+    check(torch.randn(4, 48).half(), half)
+    check(torch.randn(4, 48).half(), weight)
+    check(torch.randn(4, 1), weight[:1])
+    check(torch.randn(4, 47), weight[:47])
+
+
+def test_addresses_that_are_not_aligned_go_through_triton():
+    memory, weight = torch.randn(4 * 48 + 3), torch.randn(48)
+    check(memory[: 4 * 48].view(4, 48), weight)
+    for shift in (1, 2, 3):
+        check(memory[shift : shift + 4 * 48].view(4, 48), weight)
+
+
+def test_a_call_with_hooks_goes_through_triton(monkeypatch):
+    from triton import knobs
+
+    call(torch.randn(3, 48))
+    run, seen = type(kernel()).run, []
+
+    def counted(self, *arguments, **options):
+        seen.append(self)
+        return run(self, *arguments, **options)
+
+    monkeypatch.setattr(type(kernel()), "run", counted)
+    call(torch.randn(3, 48))
+    assert not seen
+    monkeypatch.setattr(knobs.runtime.launch_enter_hook, "calls", [lambda metadata: None])
+    call(torch.randn(3, 48))
+    assert seen
+
+
+def test_a_launch_takes_less_time_than_triton_s(device):
+    """The host's part alone: the launcher does nothing. Both measured in turn, in this thread's time."""
+    device.get_current_device = lambda: 99  # its forms serve no other test
+    device.launcher_cls = lambda source, metadata: lambda *arguments: None
+    device.utils.load_binary = lambda *arguments: (object(), object(), 0, 0, 1024)
+    x, out, weight, rstd = torch.randn(4, 48), torch.empty(4, 48), torch.randn(48), torch.empty(4)
+    given = (x, None, None, weight, None, out, None, None, rstd, None, None, None)
+    given += (4, 4, 48, 1e-5, 0, 1.0)
+    constants = {"DROPOUT": False, "BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4}
+
+    def ours():
+        triton_launch.launch(kernel(), (1,), *given, **constants)
+
+    def triton_s():
+        kernel()[(1,)](*given, **constants)
+
+    def seconds(function):
+        before = time.thread_time()
+        for _ in range(200):
+            function()
+        return time.thread_time() - before
+
+    ours(), triton_s()
+    ratios = [seconds(ours) / seconds(triton_s) for _ in range(9)]
+    assert statistics.median(ratios) < 0.75, ratios
