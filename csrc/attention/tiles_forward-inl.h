@@ -57,8 +57,14 @@ inline void begin_tile_panel(const AttentionCall& call, const Sequence& s, int64
   panel->tiles = ceil_div(count, kTileSide);
   panel->keys = keys_of(s, panel->queries, on);
   panel->started = false;
-  pack_left(row_at<const BFloat16>(call.q, s, s.query, head, panel->queries.begin), call.q.row, 0,
-            count, call.dim, panel->tiles, panel->query);
+  const BFloat16* rows = row_at<const BFloat16>(call.q, s, s.query, head, panel->queries.begin);
+  if (count % kTileSide == 0) {
+    panel->left = {rows, kTileSide * call.q.row, kTileDepth,
+                   call.q.row * int64_t{sizeof(BFloat16)}};
+  } else {
+    pack_left(rows, call.q.row, 0, count, call.dim, panel->tiles, panel->query);
+    panel->left = LeftTiles::packed(panel->query, panel->tiles);
+  }
   for (int64_t r = 0; r < kPairSide; r += Vec::kLanes) {
     store(panel->top + r, off_score<Vec>());
     store(panel->sum + r, Vec::zero());
@@ -66,16 +72,25 @@ inline void begin_tile_panel(const AttentionCall& call, const Sequence& s, int64
   panel->dropout = panel_dropout(call, s, head, panel->queries, kPairSide, panel->dropout_words);
 }
 
-// The keys and values of one block, from its first tile with a key in `keys` on.
-inline void pack_block(const AttentionCall& call, const Sequence& s, int64_t head_kv, Range keys,
-                       int64_t block, const TileScratch& room) {
+// The keys of one block, from its first tile with a key in `keys` on.
+inline void pack_keys(const AttentionCall& call, const Sequence& s, int64_t head_kv, Range keys,
+                      int64_t block, const TileScratch& room) {
   const int64_t first = (keys.begin - block) / kTileDepth * kTileDepth;
   for (int64_t n = first; block + n < keys.end; n += kTileDepth) {
-    const int64_t begin = keys.begin - block - n, end = keys.end - block - n;
     pack_right_columns(row_at<const BFloat16>(call.k, s, s.key, head_kv, block + n), call.k.row,
-                       begin, end, call.dim, room.keys + n * call.dim);
-    pack_right_rows(row_at<const BFloat16>(call.v, s, s.key, head_kv, block + n), call.v.row, begin,
-                    end, call.dim_v, room.value_block, room.values + n * kPairSide);
+                       keys.begin - block - n, keys.end - block - n, call.dim,
+                       room.keys + n * call.dim);
+  }
+}
+
+// Its values.
+inline void pack_values(const AttentionCall& call, const Sequence& s, int64_t head_kv, Range keys,
+                        int64_t block, const TileScratch& room) {
+  const int64_t first = (keys.begin - block) / kTileDepth * kTileDepth;
+  for (int64_t n = first; block + n < keys.end; n += kTileDepth) {
+    pack_right_rows(row_at<const BFloat16>(call.v, s, s.key, head_kv, block + n), call.v.row,
+                    keys.begin - block - n, keys.end - block - n, call.dim_v, room.value_block,
+                    room.values + n * kPairSide);
   }
 }
 
@@ -83,7 +98,7 @@ template <int kRows>
 inline void score_tiles(const AttentionCall& call, const TileScratch& room, const TilePanel& panel,
                         int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end; n += kPairSide) {
-    multiply_tiles<kRows>(panel.query, room.keys + n * call.dim, call.dim / kTileDepth,
+    multiply_tiles<kRows>(panel.left, room.keys + n * call.dim, call.dim / kTileDepth,
                           room.scores + n, kScoreRow, false);
   }
 }
@@ -106,14 +121,15 @@ inline void add_values(const AttentionCall& call, const TileScratch& room, TileP
   }
 }
 
-// One block of keys for one panel.
-template <int kRows>
+// One block of keys for one panel. meanwhile() is called while the tiles are at the scores.
+template <int kRows, class F>
 void tile_block(const AttentionCall& call, const Sequence& s, int64_t head, Range keys,
                 int64_t block, const Exponent& exponent, const Dropout* dropout,
-                const TileScratch& room, TilePanel* panel) {
+                const TileScratch& room, const F& meanwhile, TilePanel* panel) {
   const int64_t begin = (keys.begin - block) / kTileDepth * kTileDepth;
   const int64_t end = round_up(keys.end - block, kTileDepth);
   score_tiles<kRows>(call, room, *panel, begin, end);
+  meanwhile();
   mask_panel(call, s, head, *panel, keys, block, begin, end, exponent, room.scores);
   for (int64_t tile = 0; tile < kRows; ++tile) {
     const auto softmax =
@@ -162,7 +178,7 @@ inline void finish_tile_panel(const AttentionCall& call, const Sequence& s, int6
   }
 }
 
-// finish(call, sequence, head, exponent, panel) writes a panel's results.
+// Within a TileScope. finish(call, sequence, head, exponent, panel) writes a panel's results.
 template <class F>
 inline void forward_tile_work(const AttentionCall& call, const WorkList& list, Work work,
                               const Exponent& exponent, const Dropout* dropout, Arena arena,
@@ -180,16 +196,23 @@ inline void forward_tile_work(const AttentionCall& call, const WorkList& list, W
     begin_tile_panel(call, s, work.head, on, &panel);
     all = {min_int(all.begin, panel.keys.begin), max_int(all.end, panel.keys.end)};
   }
-  const TileScope tiles;
   for (int64_t block = all.begin / kTileKeys * kTileKeys; block < all.end; block += kTileKeys) {
     const Range keys = {max_int(block, all.begin), min_int(block + kTileKeys, all.end)};
-    pack_block(call, s, head_kv, keys, block, room);
+    pack_keys(call, s, head_kv, keys, block, room);
+    bool packed = false;
+    const auto meanwhile = [&] {
+      if (!packed) pack_values(call, s, head_kv, keys, block, room);
+      packed = true;
+    };
     for (int64_t i = 0; i < panels; ++i) {
       TilePanel& panel = room.panels[i];
       const Range own = {max_int(keys.begin, panel.keys.begin), min_int(keys.end, panel.keys.end)};
       if (own.begin >= own.end) continue;
-      const auto step = panel.tiles == 2 ? tile_block<2> : tile_block<1>;
-      step(call, s, work.head, own, block, exponent, dropout, room, &panel);
+      if (panel.tiles == 2) {
+        tile_block<2>(call, s, work.head, own, block, exponent, dropout, room, meanwhile, &panel);
+      } else {
+        tile_block<1>(call, s, work.head, own, block, exponent, dropout, room, meanwhile, &panel);
+      }
     }
   }
   for (int64_t i = 0; i < panels; ++i) finish(call, s, work.head, exponent, &room.panels[i]);
@@ -201,6 +224,16 @@ inline int64_t forward_tile_scratch(const AttentionCall& call) {
   return arena.used;
 }
 
+// To wake a thread takes some microseconds, where idle ones sleep some tens of them: no more
+// threads than have about ten microseconds of work.
+inline int worthwhile_threads(const AttentionCall& call) {
+  constexpr int64_t kScores = 1 << 13;
+  const int64_t keys =
+      call.packed ? ceil_div(call.length_k, max_int(1, call.batch)) : call.length_k * call.batch;
+  const int64_t shares = call.heads * call.length_q * keys / kScores;
+  return static_cast<int>(max_int(1, min_int(call.num_threads, shares)));
+}
+
 inline void forward_tiles(const AttentionCall& call) {
   Arena arena = {reinterpret_cast<uintptr_t>(call.scratch), 0};
   int64_t* room = arena.take<int64_t>(call.packed ? call.batch + 1 : 0);
@@ -209,11 +242,17 @@ inline void forward_tiles(const AttentionCall& call) {
   const Exponent exponent = exponent_of(call);
   const bool drops = call.dropout_p > 0;
   const Dropout dropout = make_dropout(drops ? call.dropout_p : 0, call.seed, call.offset);
-  parallel_tiles(call.num_threads, list.count(), [&](int64_t tile, int thread) {
+  const int threads = worthwhile_threads(call);
+  // Some works share a configuration of tiles, which takes a tenth of the time of a short one.
+  const int64_t count = list.count(), together = max_int(1, min_int(8, count / (8 * threads)));
+  parallel_tiles(threads, ceil_div(count, together), [&](int64_t share, int thread) {
+    const TileScope tiles;
     Arena own = arena;
     own.used += thread * per_thread;
-    forward_tile_work(call, list, list[tile], exponent, drops ? &dropout : nullptr, own,
-                      finish_tile_panel);
+    for (int64_t i = share * together; i < min_int(count, (share + 1) * together); ++i) {
+      forward_tile_work(call, list, list[i], exponent, drops ? &dropout : nullptr, own,
+                        finish_tile_panel);
+    }
   });
 }
 

@@ -22,7 +22,8 @@ struct TilePanel {
   Range queries, keys;
   int64_t tiles;             // of queries: 1 or 2
   bool started;              // false: out holds nothing yet
-  BFloat16* query;           // left operand (32, D)
+  BFloat16* query;           // room for a left operand (32, D)
+  LeftTiles left;            // the queries
   float* out;                // (32, Dv), to be divided by sum
   float *top, *sum, *carry;  // (32,): maximum, sum of exponentials, factor of the last step
   uint32_t* dropout_words;   // (2, 32)

@@ -251,6 +251,7 @@ struct TileEncoder {
     const Arena own = {reinterpret_cast<uintptr_t>(attention + member.thread * attention_bytes), 0};
     const Exponent exponent = exponent_of(call);
     member.begin(p.batch * p.shape.heads);
+    const TileScope tiles;  // kSplit leaves them empty
     for (int64_t item = member.claim(); item >= 0; item = member.claim()) {
       const int64_t sequence = p.order[item / p.shape.heads], head = item % p.shape.heads;
       const int64_t length = p.starts[sequence + 1] - p.starts[sequence];

@@ -45,11 +45,23 @@ class TileScope {
 // Something else between two products: back to back they clog a core that runs two threads.
 inline void tile_pause() { __asm__ volatile("nop;nop;nop;nop;nop;nop;nop;nop"); }
 
-// c (16 * kRows, 32) = [c +] a b over `steps` tiles of K; c_row floats from row to row. Tiles of
-// operands are zeroed as soon as they are dead: that frees what they hold.
+// A left operand: where its first tile lies; elements from that to the tile of the next 16 rows and
+// of the next 32 of K; bytes from row to row. Rows of memory may be one as they are.
+struct LeftTiles {
+  const BFloat16* data;
+  int64_t below, next, row_bytes;
+
+  static LeftTiles packed(const BFloat16* data, int64_t tiles) {
+    return {data, kTileSize, tiles * kTileSize, 64};
+  }
+};
+
+// c (16 * kRows, 32) = [c +] a b over `steps` tiles of K; c_row floats from row to row. Tiles are
+// zeroed as soon as they are dead: that frees what they hold.
 template <int kRows>
-inline void multiply_tiles(const BFloat16* a, const BFloat16* b, int64_t steps, float* c,
+inline void multiply_tiles(LeftTiles left, const BFloat16* b, int64_t steps, float* c,
                            int64_t c_row, bool add) {
+  const BFloat16* a = left.data;
   const int64_t bytes = c_row * static_cast<int64_t>(sizeof(float));
   float* low = c + kTileSide * c_row;
   finish_stores();
@@ -68,13 +80,13 @@ inline void multiply_tiles(const BFloat16* a, const BFloat16* b, int64_t steps, 
       _tile_zero(3);
     }
   }
-  for (int64_t step = 0; step < steps; ++step, a += kRows * kTileSize, b += 2 * kTileSize) {
-    _tile_loadd(4, a, 64);
+  for (int64_t step = 0; step < steps; ++step, a += left.next, b += 2 * kTileSize) {
+    _tile_loadd(4, a, left.row_bytes);
     _tile_loadd(6, b, 64);
     _tile_dpbf16ps(0, 4, 6);
     tile_pause();
     _tile_loadd(7, b + kTileSize, 64);
-    if constexpr (kRows == 2) _tile_loadd(5, a + kTileSize, 64);
+    if constexpr (kRows == 2) _tile_loadd(5, a + left.below, left.row_bytes);
     _tile_dpbf16ps(1, 4, 7);
     _tile_zero(4);
     tile_pause();
@@ -93,7 +105,16 @@ inline void multiply_tiles(const BFloat16* a, const BFloat16* b, int64_t steps, 
   if constexpr (kRows == 2) {
     _tile_stored(2, low, bytes);
     _tile_stored(3, low + kTileSide, bytes);
+    _tile_zero(2);
+    _tile_zero(3);
   }
+  _tile_zero(0);
+  _tile_zero(1);
+}
+template <int kRows>
+inline void multiply_tiles(const BFloat16* a, const BFloat16* b, int64_t steps, float* c,
+                           int64_t c_row, bool add) {
+  multiply_tiles<kRows>(LeftTiles::packed(a, kRows), b, steps, c, c_row, add);
 }
 
 inline __m512i bits_of(const BFloat16* p) { return _mm512_loadu_si512(p); }
