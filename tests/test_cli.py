@@ -1,4 +1,4 @@
-"""The command line: doctor, verify, bench, finetune, demo; tables, JSON and errors."""
+"""The command line: doctor, verify, bench, warmup, finetune, demo; tables, JSON and errors."""
 
 from __future__ import annotations
 

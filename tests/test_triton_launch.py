@@ -1,6 +1,7 @@
 """How Triton kernels are launched: by forms that were found before, right in every case in which Triton would build
 another, and in less time."""
 
+import gc
 import statistics
 import time
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import bigkernels as bk
+from bigkernels.cli import main, warmup
 from bigkernels.ops import triton_launch
 from bigkernels.ops.layer_norm import reference
 from bigkernels.testing.oracle import same_bits
@@ -118,3 +120,38 @@ def test_a_launch_takes_less_time_than_triton_s(device):
     ours(), triton_s()
     ratios = [seconds(ours) / seconds(triton_s) for _ in range(9)]
     assert statistics.median(ratios) < 0.75, ratios
+
+
+def all_forms(device):
+    """Compiled so far for the emulated device, of every kernel there is."""
+    kernels = [thing for thing in gc.get_objects() if type(thing) is type(kernel())]
+    return sum(len(k.device_caches[device][0]) for k in kernels if device in k.device_caches)
+
+
+def test_after_the_warm_up_other_lengths_build_nothing():
+    sizes = warmup.Sizes(32, 2, 64, 100, torch.bfloat16, 0.1, True)
+    found = warmup.warm(sizes, "cpu", (32,), "triton")
+    assert set(found) >= {"embedding", "packing", "varlen_attn", "ffn, 32 rows", "cross_entropy"}
+    before = all_forms(80)
+    assert before >= len(found)
+    for rows, length in ((1, 3), (3, 17), (5, 16)):
+        x = torch.randn(rows, length, 32).bfloat16().requires_grad_()
+        vector = torch.randn(32).bfloat16().requires_grad_()
+        q = torch.randn(rows, 2, length, 16).bfloat16().requires_grad_()
+        lengths, drop = torch.full((rows,), length - 1), {"dropout_p": 0.1, "seed": 2}
+        out = bk.layer_norm(x, (32,), vector, vector, backend="triton")
+        out = bk.add_layer_norm(out, x, vector, vector, x_bias=vector, backend="triton", **drop)
+        torch.autograd.grad(out.float().sum(), (x, vector))
+        out = bk.scaled_dot_product_attention(
+            q, q, q, key_lengths=lengths, backend="triton", **drop
+        )
+        torch.autograd.grad(out.float().sum(), q)
+    assert all_forms(80) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_warm_up_says_that_there_is_no_gpu(capsys):
+    assert main(["warmup", "--width", "64", "--heads", "4"]) == 1
+    assert "no CUDA device" in capsys.readouterr().err
+    assert main(["warmup", "--width", "65", "--heads", "4"]) == 1
+    assert "--heads: 4 does not divide" in capsys.readouterr().err

@@ -16,6 +16,7 @@ COMMANDS = {
     "doctor": "what was built, which backend serves each operation here, and why not the others",
     "verify": "check an accelerated model against the stock one, in float64",
     "bench": "time every kernel and model against every peer that is installed here",
+    "warmup": "compile the GPU kernels that an encoder of given sizes calls, before it calls them",
     "finetune": "fine-tune a classifier, stock or accelerated (run_glue's flags)",
     "demo": "the real MiniLM on real sentences: accelerate, verify, measure, fine-tune",
 }
@@ -86,9 +87,23 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     verify.add_argument("model_path", help="folder or hub name of a transformers model")
     verify.add_argument("--text", action="append", help="a sentence to run (repeatable)")
     _bench_flags(commands["bench"])
+    _warmup_flags(commands["warmup"])
     for command in (commands["bench"], commands["demo"]):
         command.add_argument("--threads", type=_positive, help="torch threads (default: torch's)")
     return parser, commands
+
+
+def _warmup_flags(warmup: argparse.ArgumentParser) -> None:
+    sizes = {"width": 768, "heads": 12, "vocabulary": 30522}
+    for name, default in sizes.items():
+        warmup.add_argument(f"--{name}", type=_positive, default=default, help=f"({default})")
+    warmup.add_argument("--hidden", type=_positive, help="of the feed-forward (four widths)")
+    dtypes = ("bfloat16", "float16", "float32")
+    warmup.add_argument("--dtype", choices=dtypes, default=dtypes[0], help=f"({dtypes[0]})")
+    warmup.add_argument(
+        "--training", action="store_true", help="gradients, dropout and the loss too"
+    )
+    warmup.add_argument("--dropout", type=float, default=0.1, help="while training (0.1)")
 
 
 def _bench_flags(bench: argparse.ArgumentParser) -> None:

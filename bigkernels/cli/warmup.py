@@ -1,0 +1,110 @@
+"""``bigkernels warmup``: compiles the GPU kernels that an encoder of given sizes calls, before it calls them.
+
+What a kernel is compiled for are dtypes, widths and which tensors there are, never lengths: one short batch of each
+kind is enough. Triton keeps the results on disk (TRITON_CACHE_DIR), so that later processes find them there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import bigkernels as bk
+from bigkernels.cli import CommandError, print_json
+
+# Rows of a batch: few, and enough for the tiles of large products.
+ROWS = (32, 16384)
+
+
+class Sizes(NamedTuple):
+    """Of the encoder."""
+
+    width: int
+    heads: int
+    hidden: int
+    vocabulary: int
+    dtype: torch.dtype
+    dropout: float
+    training: bool
+
+
+def calls(
+    sizes: Sizes, device: str, rows: tuple[int, ...], backend: str | None
+) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Each operation's name and a call of it."""
+    make = functools.partial(torch.zeros, device=device)
+    common: dict[str, Any] = {"backend": backend}
+    drops = common | ({"dropout_p": sizes.dropout, "seed": 1} if sizes.training else {})
+
+    def draw(*shape: int) -> Tensor:
+        return make(*shape, dtype=sizes.dtype, requires_grad=sizes.training)
+
+    n, f, heads, dim = sizes.width, sizes.hidden, sizes.heads, sizes.width // sizes.heads
+    ids, keep = make(2, 16, dtype=torch.int64), make(2, 16, dtype=torch.bool)
+    lengths = torch.tensor([16, 9], device=device)
+    ends = torch.tensor([0, 16, 25], dtype=torch.int32, device=device)
+    x, vector = draw(2, 16, n), draw(n)
+    tables = draw(sizes.vocabulary, n), draw(512, n), draw(2, n)
+    yield "embedding", lambda: bk.embedding(ids, *tables, vector, vector, **drops)
+    yield "packing", lambda: _there_and_back(x, keep, common)
+    yield "layer_norm", lambda: bk.layer_norm(x, (n,), vector, vector, **common)
+    yield "add_layer_norm", lambda: bk.add_layer_norm(x, x, vector, vector, x_bias=vector, **drops)
+    q, packed = draw(2, heads, 16, dim), draw(25, heads, dim)
+    attend: Callable[..., Tensor] = functools.partial(
+        bk.scaled_dot_product_attention, key_lengths=lengths, **drops
+    )
+    yield "attention", lambda: attend(q, q, q)
+    yield "varlen_attn", lambda: bk.varlen_attn(packed, packed, packed, ends, ends, 16, 16, **drops)
+    up, down, bias = draw(f, n), draw(n, f), draw(f)
+    feed = functools.partial(bk.feed_forward, activation="gelu", **drops)
+    for m in rows:
+        yield f"ffn, {m} rows", functools.partial(feed, draw(m, n), up, bias, down, vector)
+    if sizes.training:
+        logits, target = draw(16, sizes.vocabulary), make(16, dtype=torch.int64)
+        yield "cross_entropy", lambda: bk.cross_entropy(logits, target, **common)
+
+
+def _there_and_back(x: Tensor, keep: Tensor, common: dict[str, Any]) -> Tensor:
+    plan = bk.packing.plan(keep, 25, **common)
+    return bk.packing.pad(bk.packing.unpad(x, plan, **common), plan, **common)
+
+
+def warm(
+    sizes: Sizes, device: str, rows: tuple[int, ...] = ROWS, backend: str | None = None
+) -> dict[str, float]:
+    """Seconds of the first call of each operation, and of its backward if it is trained."""
+    found = {}
+    for name, call in calls(sizes, device, rows, backend):
+        start = time.perf_counter()
+        with torch.set_grad_enabled(sizes.training):
+            out = call()
+            if sizes.training:
+                out.float().sum().backward()
+        found[name] = time.perf_counter() - start
+    return found
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compiles, and says how long each operation took."""
+    if arguments.width % arguments.heads:
+        raise CommandError(f"--heads: {arguments.heads} does not divide --width {arguments.width}")
+    if not torch.cuda.is_available():
+        raise CommandError("no CUDA device: the CPU's kernels need no warming up")
+    sizes = Sizes(
+        arguments.width, arguments.heads, arguments.hidden or 4 * arguments.width,
+        arguments.vocabulary, getattr(torch, arguments.dtype), arguments.dropout, arguments.training,
+    )  # fmt: skip
+    seconds = warm(sizes, "cuda")
+    torch.cuda.synchronize()
+    if arguments.json:
+        print_json({"seconds": seconds})
+    else:
+        for name, value in seconds.items():
+            print(f"{name:16s} {value:7.2f} s")
+    return 0
