@@ -1,4 +1,4 @@
-"""What each drawer takes and refuses, as one table: `python tests/drawer_table.py > tests/drawers.md`.
+"""What each drawer takes, refuses and serves, as one table: `python tests/drawer_table.py > tests/drawers.md`.
 
 Each room has a usual call and what may differ from it, one fact at a time; below that, how much of the product of all
 those facts each drawer takes, so that a refusal of a combination shows too.
@@ -26,6 +26,7 @@ from bigkernels.ops.packing.contract import Facts as PackingFacts
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 DRAWERS = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu"}
+SERVED = {"on a GPU": "cuda", "on a CPU": "cpu"}
 
 # Of each fact its usual value first.
 ROOMS = {
@@ -128,6 +129,12 @@ def answer(room, drawer, facts):
     return "; ".join(reasons)
 
 
+def chosen(room, device, facts):
+    """The drawer that `explain` names for such a call."""
+    with unittest.mock.patch.object(encoder_cpu, "_isa", return_value="amx"):
+        return backends._first(room, facts._replace(device=device), None)  # kept nowhere
+
+
 def combinations(facts, values):
     """Pairs of facts that differ from the usual call, which is all a drawer may tie together."""
     usual = {name: choices[0] for name, choices in values.items()}
@@ -149,16 +156,18 @@ def lines():
         yield ""
         yield f"## {room}"
         yield ""
-        yield f"| fact | {' | '.join(DRAWERS)} |"
-        yield f"| --- |{' --- |' * len(DRAWERS)}"
+        yield f"| fact | {' | '.join((*DRAWERS, *SERVED))} |"
+        yield f"| --- |{' --- |' * len((*DRAWERS, *SERVED))}"
         rows = [("usual", usual)]
         for name, choices in values.items():
             rows += [(f"{name} {word(v)}", usual._replace(**{name: v})) for v in choices[1:]]
         for label, row in rows:
-            yield f"| {label} | {' | '.join(answer(room, d, row) or 'yes' for d in DRAWERS)} |"
+            answers = [answer(room, drawer, row) or "yes" for drawer in DRAWERS]
+            answers += [chosen(room, device, row) for device in SERVED.values()]
+            yield f"| {label} | {' | '.join(answers)} |"
         pairs = list(combinations(facts, values))
         taken = [sum(not answer(room, drawer, row) for row in pairs) for drawer in DRAWERS]
-        yield f"| of all {len(pairs)} pairs | {' | '.join(map(str, taken))} |"
+        yield f"| of all {len(pairs)} pairs | {' | '.join(map(str, taken))} | | |"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from conftest import HAS_GPU
 import bigkernels as bk
 from bigkernels import backends, library
 from bigkernels.ops.layer_norm.contract import Facts
+from bigkernels.testing.cases import ROOMS, cases
 
 HERE = pathlib.Path(__file__).parent
 HAS_KERNELS = library.extension_error is None
@@ -191,7 +192,13 @@ def test_explain_runs_nothing_and_takes_forced_backends():
         bk.explain("layer_norm", X, (8,), backend="cuda")
 
 
-@pytest.mark.parametrize("room", ["attention", "varlen_attn", "ffn", "add_layer_norm"])
+EXPLAINED = (
+    *("attention", "varlen_attn", "ffn", "add_layer_norm", "rms_norm", "add_rms_norm"),
+    *("embedding", "cross_entropy", "packing.plan", "packing.unpad", "packing.pad"),
+)
+
+
+@pytest.mark.parametrize("room", EXPLAINED)
 def test_explain_agrees_with_the_call(room):
     q, w = torch.randn(1, 2, 4, 8), torch.randn(8, 8)
     ends = torch.tensor([0, 3, 4], dtype=torch.int32)
@@ -201,12 +208,40 @@ def test_explain_agrees_with_the_call(room):
         "varlen_attn": (bk.varlen_attn, (packed, packed, packed, ends, ends)),
         "ffn": (bk.feed_forward, (X, w, None, w, None)),
         "add_layer_norm": (bk.add_layer_norm, (X, X, None, None)),
+        "rms_norm": (bk.rms_norm, (X, (8,))),
+        "add_rms_norm": (bk.add_rms_norm, (X, X)),
+        "embedding": (bk.embedding, (torch.tensor([0, 3]), w)),
+        "cross_entropy": (bk.cross_entropy, (w, torch.arange(8))),
+        "packing.plan": (bk.packing.plan, (keep := torch.tensor([[1, 0], [1, 1]]),)),
+        "packing.unpad": (bk.packing.unpad, (w[:4].view(2, 2, 8), plan := bk.packing.plan(keep))),
+        "packing.pad": (bk.packing.pad, (w[:3], plan)),
     }
     function, args = arguments[room]
     with bk.trace() as seen:
         function(*args)
     explained = bk.explain(room, *args)
     assert (seen[0].backend, seen[0].facts) == (explained.chosen, explained.facts)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_calls_are_chosen_for_by_the_facts_of_the_table(room):
+    if room == "encoder" and library.extension_error:
+        pytest.skip(library.extension_error)
+    for case in cases(room)[:20]:
+        inputs = case.problem().inputs
+        leaves = {
+            n: t if t is None or not t.is_floating_point() else t.detach()
+            for n, t in inputs.items()
+        }
+        for name in case.problem().wrt:
+            leaves[name].requires_grad_()
+        with bk.trace() as seen:
+            case.call(leaves, None)
+        facts = case.facts("cpu")
+        chosen = {r.backend for r in seen if r.facts == facts}
+        if not chosen and room == "packing":  # of a batch without padding it makes views
+            continue
+        assert chosen == {backends._first(room, facts, None)}, case.id
 
 
 def test_meta_tensors_give_the_shapes_of_results():

@@ -214,6 +214,13 @@ def test_gradients_get_half_as_much_again():
     assert judge(got, truth, peers, grad=True)
 
 
+def test_a_single_number_is_judged_by_the_rule_for_single_numbers():
+    truth, peers = torch.zeros(1, dtype=torch.float64), [torch.full((1,), 1e-3)]
+    assert judge(torch.full((1,), 1.9e-3), truth, peers)
+    assert not judge(torch.full((1,), 2.1e-3), truth, peers)
+    assert not judge(torch.full((2,), 1.9e-3), truth.repeat(2), [peers[0].repeat(2)])
+
+
 def test_empty_and_scalar_tensors_are_judged():
     empty = torch.empty(0, 4)
     assert judge(empty, empty.double(), [empty])

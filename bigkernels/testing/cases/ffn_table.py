@@ -11,7 +11,7 @@ F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float6
 Row = tuple[str, dict[str, Any]]
 
 _WIDTHS: list[Row] = [
-    ("one hidden element", {"shape": (5, 6), "hidden": 1}),
+    ("one hidden element", {"shape": (3, 4), "hidden": 1}),
     ("two hidden elements", {"shape": (3, 4), "hidden": 2}),
     ("less than the narrowest vector", {"shape": (5, 6), "hidden": 3}),
     ("one short of 8 lanes", {"shape": (5, 6), "hidden": 7}),
