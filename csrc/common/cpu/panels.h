@@ -19,6 +19,11 @@ constexpr int64_t kPanelWidth = kPanelParts * Vec::kLanes;
 // Steps summed in one chain; longer sums are sums of those, which loses fewer bits.
 constexpr int64_t kPanelChain = 256;
 
+// Groups of rows that take K in pieces, and how long those are: a panel's stay in the first-level
+// cache.
+constexpr int64_t kFewGroups = 5;
+constexpr int64_t kPieceSteps = kPanelParts == 3 ? 64 : 128;
+
 // Rows of packed weights or of x that one unit of work may take: they stay in the second-level
 // cache.
 constexpr int64_t kCachedBytes = int64_t{1} << 20;
@@ -26,64 +31,89 @@ constexpr int64_t kCachedBytes = int64_t{1} << 20;
 constexpr int64_t kCacheLine = 64;  // bytes
 constexpr int64_t kLineFloats = kCacheLine / sizeof(float);
 
-// What a product brings into the second-level cache as it goes: so many lines, from `at` on, for
-// every line of a row of x.
-struct Soon {
-  const char* at;
-  int64_t lines;
+// What is fetched ahead while a panel passes by: at every step kPanelParts lines from `near` on,
+// which moves by near_step bytes; at every line of a row of x so many lines, from `far` on, that
+// go to the second-level cache.
+struct Ahead {
+  const char* near;
+  int64_t near_step;
+  const char* far;
+  int64_t far_lines;
 };
 
-// sums (kRows, kPanelWidth) = rows of x, x_row floats apart, times a panel. The rows that follow
-// are the next call's.
-template <int kRows, class W>
-__attribute__((noinline)) void multiply_rows(const float* x, int64_t x_row, const W* panel,
-                                             int64_t depth, float* sums, Soon soon) {
-  constexpr int64_t kAhead = 48;  // steps by which the panel is fetched ahead
-  for (int64_t begin = 0; begin < depth; begin += kPanelChain) {
-    const int64_t end = min_int(depth, begin + kPanelChain);
-    Vec sum[kRows][kPanelParts];
+// The steps [begin, end) of K of a product of some rows with a panel. sums: what is complete, in
+// whole chains; chain: that of the steps before begin, if begin lies inside of one.
+template <class W>
+struct RowsTimesPanel {
+  const float* x;
+  int64_t x_row;  // floats from row to row; the rows that follow are the next call's
+  const W* panel;
+  int64_t begin, end, depth;
+  float *sums, *chain;  // (rows, kPanelWidth)
+};
+
+template <int kRows>
+struct PanelSums {
+  Vec sum[kRows][kPanelParts];
+
+  template <class F>
+  __attribute__((always_inline)) void each(const F& f) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 3
-      for (int v = 0; v < kPanelParts; ++v) sum[r][v] = Vec::zero();
+      for (int v = 0; v < kPanelParts; ++v) f(sum[r][v], r * kPanelWidth + v * Vec::kLanes);
     }
+  }
+};
+
+template <int kRows, class W>
+__attribute__((noinline)) void multiply_rows(const RowsTimesPanel<W>& p, Ahead ahead) {
+  const float* x = p.x;
+  const int64_t x_row = p.x_row;
+  const W* panel = p.panel + p.begin * kPanelWidth;
+  for (int64_t begin = p.begin; begin < p.end;) {
+    const int64_t chain = begin / kPanelChain * kPanelChain;
+    const int64_t end = min_int(p.end, chain + kPanelChain);
+    PanelSums<kRows> s;
+    s.each([&](Vec& sum, int64_t) { sum = Vec::zero(); });
+    if (begin > chain) s.each([&](Vec& sum, int64_t at) { sum = Vec::load(p.chain + at); });
     for (int64_t line = begin; line < end; line += kLineFloats) {
       // Rows are too short for the CPU to foresee what is next.
       const int64_t next = line + 2 * kLineFloats;
-      const float* ahead = x + (next < depth ? next : kRows * x_row + next - depth);
+      const float* next_x = x + (next < p.end ? next : kRows * x_row + next - p.end + p.begin);
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) __builtin_prefetch(ahead + r * x_row);
-      for (int64_t i = 0; i < soon.lines; ++i, soon.at += kCacheLine)
-        __builtin_prefetch(soon.at, 0, 2);
+      for (int r = 0; r < kRows; ++r) __builtin_prefetch(next_x + r * x_row);
+      for (int64_t i = 0; i < ahead.far_lines; ++i, ahead.far += kCacheLine)
+        __builtin_prefetch(ahead.far, 0, 2);
       const int64_t stop = min_int(end, line + kLineFloats);
-      for (int64_t k = line; k < stop; ++k, panel += kPanelWidth) {
+      for (int64_t k = line; k < stop; ++k, panel += kPanelWidth, ahead.near += ahead.near_step) {
         Vec right[kPanelParts];
 #pragma GCC unroll 3
         for (int v = 0; v < kPanelParts; ++v) right[v] = Vec::load(panel + v * Vec::kLanes);
 #pragma GCC unroll 3
-        for (int64_t b = 0; b < kPanelWidth; b += kCacheLine / sizeof(W))
-          __builtin_prefetch(panel + kAhead * kPanelWidth + b);
+        for (int64_t b = 0; b < kPanelWidth * static_cast<int64_t>(sizeof(W)); b += kCacheLine)
+          __builtin_prefetch(ahead.near + b);
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
           const Vec left = Vec::broadcast(x[r * x_row + k]);
 #pragma GCC unroll 3
-          for (int v = 0; v < kPanelParts; ++v) sum[r][v] = fma(left, right[v], sum[r][v]);
+          for (int v = 0; v < kPanelParts; ++v) s.sum[r][v] = fma(left, right[v], s.sum[r][v]);
         }
       }
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 3
-      for (int v = 0; v < kPanelParts; ++v) {
-        float* place = sums + r * kPanelWidth + v * Vec::kLanes;
-        store(place, begin > 0 ? Vec::load(place) + sum[r][v] : sum[r][v]);
-      }
+    if (end < p.depth && end < chain + kPanelChain) {
+      s.each([&](Vec& sum, int64_t at) { store(p.chain + at, sum); });
+    } else if (chain > 0) {
+      s.each([&](Vec& sum, int64_t at) { store(p.sums + at, Vec::load(p.sums + at) + sum); });
+    } else {
+      s.each([&](Vec& sum, int64_t at) { store(p.sums + at, sum); });
     }
+    begin = end;
   }
 }
 
 template <class W>
-using MultiplyRows = void (*)(const float*, int64_t, const W*, int64_t, float*, Soon);
+using MultiplyRows = void (*)(const RowsTimesPanel<W>&, Ahead);
 
 template <class W>
 inline MultiplyRows<W> multiply_rows_of(int64_t rows) {
@@ -138,14 +168,67 @@ struct PanelProduct {
       for (int64_t c = 0; c < kPanelWidth; c += kLineFloats)
         __builtin_prefetch(out + r * out_row + column + c, 1);
   }
-  // The part of panel `index` that the group-th of `groups` of rows brings for those to come. A few
-  // groups would have to bring too much at once.
-  Soon part(int64_t index, int64_t group, int64_t groups) const {
-    if (groups < 6) return {nullptr, 0};
-    const int64_t whole = kPanelWidth * static_cast<int64_t>(sizeof(W)) / 4;
-    const int64_t lines = ceil_div(whole, groups);
-    const int64_t bytes = ceil_div(depth, kLineFloats) * lines * kCacheLine;
-    return {reinterpret_cast<const char*>(panel(index)) + group * bytes, lines};
+};
+
+// A unit of work of a thread: some groups of rows times one panel.
+template <class W>
+struct PanelUnit {
+  const PanelProduct<W>& product;
+  const PanelWork& work;
+  RowGroups rows;
+  int64_t first, count, panel;  // groups
+  float *sums, *chains;
+
+  static constexpr int64_t kStepBytes = kPanelWidth * static_cast<int64_t>(sizeof(W));
+
+  void multiply(int64_t group, int64_t begin, int64_t end, int64_t place, Ahead ahead) const {
+    const int64_t row = group * rows.group;
+    float* s = sums + place * rows.group * kPanelWidth;
+    float* chain = chains + place * rows.group * kPanelWidth;
+    multiply_rows_of<W>(rows.rows_of(group))(
+        {product.x + row * product.x_row, product.x_row, product.panel(panel), begin, end,
+         product.depth, s, chain},
+        ahead);
+  }
+
+  template <class E>
+  void finish(int64_t group, int64_t place, const E& epilogue) const {
+    const int64_t row = group * rows.group, column = panel * kPanelWidth;
+    const float* s = sums + place * rows.group * kPanelWidth;
+    for (int64_t r = 0; r < rows.rows_of(group); ++r)
+      epilogue(product.out + (row + r) * product.out_row + column, column, s + r * kPanelWidth);
+  }
+
+  // One group after the other; each fetches a part of the next panel for those to come.
+  template <class E>
+  void by_groups(const E& epilogue) const {
+    constexpr int64_t kSteps = 48;  // by which the panel is fetched ahead of its use
+    const int64_t lines = ceil_div(kStepBytes / 4, count);
+    const int64_t part = ceil_div(product.depth, kLineFloats) * lines * kCacheLine;
+    const char* near = reinterpret_cast<const char*>(product.panel(panel)) + kSteps * kStepBytes;
+    const char* far = reinterpret_cast<const char*>(product.panel((panel + 1) % work.panels));
+    for (int64_t i = 0; i < count; ++i, far += part) {
+      product.fetch_out((first + i) * rows.group, rows.rows_of(first + i), panel * kPanelWidth);
+      multiply(first + i, 0, product.depth, 0, {near, kStepBytes, far, lines});
+      finish(first + i, 0, epilogue);
+    }
+  }
+
+  // All groups of rows, a few, take a piece of K before the next, which they fetch meanwhile: the
+  // weights come from memory in one even stream. A single group follows the CPU's own fetching,
+  // which is faster, as closely as it can.
+  template <class E>
+  void by_pieces(const E& epilogue) const {
+    constexpr int64_t kSteps = 8;
+    const int64_t step = ceil_div(kStepBytes, count);
+    for (int64_t begin = 0; begin < product.depth; begin += kPieceSteps) {
+      const int64_t end = min_int(product.depth, begin + kPieceSteps);
+      const int64_t next = count == 1 ? begin + kSteps : end;
+      const char* near = reinterpret_cast<const char*>(product.panel(panel) + next * kPanelWidth);
+      for (int64_t i = 0; i < count; ++i, near += kPieceSteps * step)
+        multiply(first + i, begin, end, i, {near, step, nullptr, 0});
+    }
+    for (int64_t i = 0; i < count; ++i) finish(first + i, i, epilogue);
   }
 };
 
@@ -154,20 +237,17 @@ struct PanelProduct {
 template <class W, class E>
 inline void multiply_panels(TeamMember member, RowGroups rows, const PanelWork& work,
                             const PanelProduct<W>& product, const E& epilogue) {
-  alignas(64) float sums[kPanelRows * kPanelWidth];
-  for (int64_t unit = member.claim(); unit >= 0; unit = member.claim()) {
-    const int64_t first = unit / work.panels * work.block, panel = unit % work.panels;
-    const int64_t last = min_int(work.groups, first + work.block);
-    for (int64_t group = first; group < last; ++group) {
-      const int64_t row = group * rows.group, count = rows.rows_of(group);
-      const Soon soon = product.part((panel + 1) % work.panels, group - first, last - first);
-      product.fetch_out(row, count, panel * kPanelWidth);
-      multiply_rows_of<W>(count)(product.x + row * product.x_row, product.x_row,
-                                 product.panel(panel), product.depth, sums, soon);
-      for (int64_t r = 0; r < count; ++r) {
-        epilogue(product.out + (row + r) * product.out_row + panel * kPanelWidth,
-                 panel * kPanelWidth, sums + r * kPanelWidth);
-      }
+  alignas(64) float sums[kFewGroups * kPanelRows * kPanelWidth];
+  alignas(64) float chains[kFewGroups * kPanelRows * kPanelWidth];
+  for (int64_t index = member.claim(); index >= 0; index = member.claim()) {
+    const int64_t first = index / work.panels * work.block;
+    const int64_t count = min_int(work.groups - first, work.block);
+    const PanelUnit<W> unit = {product, work,  rows, first, count, index % work.panels,
+                               sums,    chains};
+    if (count > kFewGroups) {
+      unit.by_groups(epilogue);
+    } else {
+      unit.by_pieces(epilogue);
     }
   }
 }
