@@ -122,7 +122,7 @@ def device(request):
     if not device.architecture:
         yield device
         return
-    full = "not full" not in str(request.config.getoption("-m"))
+    full = request.config.getoption("-m") != "not full"
     with emulated(device.architecture, device.backend) as emulation:
         yield dataclasses.replace(device, emulation=emulation, full=full)
 

@@ -58,6 +58,11 @@ void wait(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
         block.shared_memory.end_copy(request.offset, request.bytes, request.data.data(),
                                      block.actor(warp, static_cast<uint32_t>(lane)));
       }
+      // Its memory serves the next group.
+      if (warp.open_copies[lane].capacity() == 0) {
+        groups.front().clear();
+        warp.open_copies[lane] = std::move(groups.front());
+      }
     }
   }
 }

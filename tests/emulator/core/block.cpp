@@ -87,8 +87,7 @@ std::string Block::where(uint32_t pc) const {
                 location.line, instruction.line, instruction.text.c_str());
 }
 
-void Block::report(const Instruction& instruction, const std::string& what) {
-  if (what.empty()) return;
+void Block::note(const Instruction& instruction, const std::string& what) {
   const std::string place = where(static_cast<uint32_t>(&instruction - kernel.code.data()));
   const std::lock_guard lock(launch.mutex);
   // Once for each kind and place: the numbers in it differ from lane to lane.

@@ -38,6 +38,7 @@ struct Warp {
   Clock init_fenced;  // and at its last fence.mbarrier_init
   Accumulators accumulators;
   ProductGroup open_products;
+  std::vector<uint64_t> spare_chunks;  // memory for the next group's
   std::deque<ProductGroup> product_groups;
   uint64_t product_groups_begun = 0, products = 0;
   const Instruction* last_product = nullptr;
@@ -91,7 +92,9 @@ class Block {
   void merge_counters();
 
   // What instructions ask for.
-  void report(const Instruction& instruction, const std::string& what);
+  void report(const Instruction& instruction, const std::string& what) {
+    if (!what.empty()) note(instruction, what);
+  }
   // Host addresses of what the lanes access, null where a check failed. Shared and global memory
   // are checked; `fresh` holds the bytes to be stored, `bytes` a lane.
   void locate(Warp& warp, const Instruction& instruction, Space space, uint64_t* address,
@@ -129,6 +132,7 @@ class Block {
   uint32_t idle = 0;     // turns in a row that were given up like this
 
  private:
+  void note(const Instruction& instruction, const std::string& what);
   void start(uint64_t index);
   void fill_specials(Warp& warp);
   uint64_t special(Special which, const Warp& warp, uint32_t thread) const;

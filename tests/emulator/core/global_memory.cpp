@@ -1,5 +1,7 @@
 #include "global_memory.h"
 
+#include <immintrin.h>
+
 #include <algorithm>
 
 namespace emulator {
@@ -64,6 +66,21 @@ std::string note_write(std::atomic<uint32_t>& writer, std::atomic<uint32_t>& rea
   return {};
 }
 
+// Notes reads of four elements at once; false, and nothing noted, if another block wrote one of
+// them.
+bool note_reads(std::atomic<uint32_t>* writer, std::atomic<uint32_t>* reader, uint32_t me) {
+  const __m128i mine = _mm_set1_epi32(static_cast<int>(me)), nobody = _mm_setzero_si128();
+  const __m128i wrote = _mm_loadu_si128(reinterpret_cast<const __m128i*>(writer));
+  const __m128i who = _mm_and_si128(wrote, _mm_set1_epi32(0x7fffffff));
+  const __m128i fine = _mm_or_si128(_mm_cmpeq_epi32(who, nobody), _mm_cmpeq_epi32(who, mine));
+  if (_mm_movemask_epi8(fine) != 0xffff) return false;
+  const __m128i read = _mm_loadu_si128(reinterpret_cast<const __m128i*>(reader));
+  const __m128i alone = _mm_or_si128(_mm_cmpeq_epi32(read, nobody), _mm_cmpeq_epi32(read, mine));
+  const __m128i many = _mm_set1_epi32(static_cast<int>(Owners::kMany));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(reader), _mm_blendv_epi8(many, mine, alone));
+  return true;
+}
+
 }  // namespace
 
 std::string GlobalMemory::note(const Region& region, uint64_t address, uint32_t bytes,
@@ -80,7 +97,12 @@ std::string GlobalMemory::note(const Region& region, uint64_t address, uint32_t 
   if (access != Access::kRead && region.constant) return "write to constant " + region.name;
   if (!region.owners) return {};
   const uint32_t me = block + 1;
-  for (uint64_t i = start / region.granule; i <= (start + bytes - 1) / region.granule; ++i) {
+  uint64_t i = start / region.granule;
+  const uint64_t end = (start + bytes - 1) / region.granule + 1;
+  for (; access == Access::kRead && i + 4 <= end; i += 4) {
+    if (!note_reads(&region.owners->writer[i], &region.owners->reader[i], me)) break;
+  }
+  for (; i < end; ++i) {
     std::atomic<uint32_t>& writer = region.owners->writer[i];
     std::atomic<uint32_t>& reader = region.owners->reader[i];
     if (access != Access::kRead) {

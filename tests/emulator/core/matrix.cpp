@@ -76,18 +76,30 @@ void read_fragments(Warp& warp, const Instruction& i, size_t accumulators, Left&
   constexpr int kPer = kSingle ? 1 : 2, kChunk = kSingle ? 4 : 8;
   const size_t a_count = static_cast<size_t>(2 * i.option / kChunk), b_count = a_count / 2;
   const Operand* registers = &i.vector[accumulators];
-  for (size_t k = 0; k < a_count + b_count; ++k) {
+  for (size_t k = 0; k < a_count; ++k) {
     const uint32_t* bits = row<uint32_t>(warp, registers[k]);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int group = lane / 4, at = lane % 4 * kPer;
-      for (int h = 0; h < kPer; ++h) {
-        const float value = widen(bits[lane] >> (16 * h), kKind);
-        const int n = static_cast<int>(k);
-        if (k < a_count) {
-          a.set(group + 8 * (n % 2), at + h + kChunk * (n / 2), value);
-        } else {
-          b.set(at + h + kChunk * (n - static_cast<int>(a_count)), group, value);
+    const int first = kChunk * static_cast<int>(k / 2), half = static_cast<int>(k % 2);
+    for (int v = 0; v < kLanes; v += 8) {
+      const __m256i eight = _mm256_load_si256(reinterpret_cast<const __m256i*>(bits + v));
+      // Lanes 4 r ... 4 r + 3 hold row r: each of them in turn, for all four.
+      const __m256i of[] = {_mm256_shuffle_epi32(eight, 0x00), _mm256_shuffle_epi32(eight, 0x55),
+                            _mm256_shuffle_epi32(eight, 0xaa), _mm256_shuffle_epi32(eight, 0xff)};
+      for (int at = 0; at < 4; ++at) {
+        for (int h = 0; h < kPer; ++h) {
+          _mm256_store_ps(&a.of[first + at * kPer + h][half][v], widen_part<kKind>(of[at], h));
         }
+      }
+    }
+  }
+  // Even columns first: see Right.
+  const __m256i lanes = _mm256_setr_epi32(0, 8, 16, 24, 4, 12, 20, 28);
+  for (size_t k = 0; k < b_count; ++k) {
+    const int* bits = row<int>(warp, registers[a_count + k]);
+    for (int at = 0; at < 4; ++at) {
+      const __m256i columns = _mm256_i32gather_epi32(bits + at, lanes, 4);
+      for (int h = 0; h < kPer; ++h) {
+        const int depth = kChunk * static_cast<int>(k) + at * kPer + h;
+        _mm256_store_ps(b.of[depth], widen_part<kKind>(columns, h));
       }
     }
   }

@@ -98,22 +98,14 @@ void SharedMemory::join(uint64_t offset, uint32_t bytes) {
   }
 }
 
-void SharedMemory::add_reader(Record& record, const Actor& actor) {
-  const uint32_t now = (*actor.seen)[actor.warp];
-  const bool first = record.reader == kNobody || record.reader == actor.thread;
-  if (record.readers != 0) {
-    readers_[(record.readers - 1) * clocks_ + actor.warp] = now;  // clocks do not go back
-  } else if (first && !record.several) {
-    // Its own read before is covered by this one.
-  } else if (reads_ordered(record, actor)) {
+void SharedMemory::add_another_reader(Record& record, const Actor& actor) {
+  if (reads_ordered(record, actor)) {
     record.several = false;
   } else if (record.reader / kLanes == static_cast<int>(actor.warp)) {
     record.several = true;
   } else if (uint32_t* clocks = clocks_of(record)) {
-    clocks[actor.warp] = now;
+    clocks[actor.warp] = (*actor.seen)[actor.warp];
   }
-  record.reader = static_cast<uint16_t>(actor.thread);
-  record.reader_clock = now;
 }
 
 std::string SharedMemory::read(uint64_t offset, uint32_t bytes, const Actor& actor) {

@@ -29,6 +29,22 @@ inline __m256 widen_chunk(const uint8_t* data, Type::Kind kind) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
+// Element h, of two where they have 16 bits, of each of eight registers.
+template <Type::Kind kKind>
+__m256 widen_part(__m256i bits, int h) {
+  if constexpr (kKind == Type::kTf32) {
+    return _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(~0x1fff)));
+  } else if constexpr (kKind == Type::kBFloat) {
+    const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+    return _mm256_castsi256_ps(h == 0 ? _mm256_slli_epi32(bits, 16) : _mm256_and_si256(bits, high));
+  } else {
+    const __m256i low = _mm256_set1_epi32(0xffff);
+    const __m256i part = h == 0 ? _mm256_and_si256(bits, low) : _mm256_srli_epi32(bits, 16);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(part, part), 0x08);
+    return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
+  }
+}
+
 struct Left {  // (16, depth), a value for each lane
   alignas(32) float of[16][2][kLanes];
   void set(int row, int k, float value) {
@@ -45,7 +61,30 @@ template <int kColumns>
 struct Right {  // (depth, columns): of each eight the even ones first
   alignas(32) float of[16][kColumns];
   static int place(int column) { return (column & ~7) | (column & 1) << 2 | (column & 7) >> 1; }
-  void set(int k, int column, float value) { of[k][place(column)] = value; }
+  // Elements (k ..., column ...) of eight columns, each of which holds `count` of them.
+  void set_columns(int k, int column, int count, const __m256 (&columns)[8]) {
+    // The even ones first: see `place`. Then a transposition.
+    const __m256 c[] = {columns[0], columns[2], columns[4], columns[6],
+                        columns[1], columns[3], columns[5], columns[7]};
+    __m256 pairs[8], fours[8];
+    for (int i = 0; i < 8; i += 2) {
+      pairs[i] = _mm256_unpacklo_ps(c[i], c[i + 1]);
+      pairs[i + 1] = _mm256_unpackhi_ps(c[i], c[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      fours[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+      fours[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+      fours[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+      fours[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+      _mm256_store_ps(&of[k + i][column], _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20));
+      if (count == 8) {
+        const __m256 high = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+        _mm256_store_ps(&of[k + 4 + i][column], high);
+      }
+    }
+  }
   void set_eight(int k, int column, __m256 values) {
     const __m256i even_first = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
     _mm256_store_ps(&of[k][column], _mm256_permutevar8x32_ps(values, even_first));

@@ -27,23 +27,29 @@ struct Tile {
     return at ^ ((at >> 7 & kRows[swizzle]) << 4);
   }
 
-  // Address of element (mn, k) of `bytes` bytes: rows of 8 (16-byte chunks) make up core matrices.
-  uint64_t at(bool mn_major, int mn, int k, int bytes) const {
-    static constexpr int kRowBytes[] = {16, 128, 64, 32};
-    const int row_bytes = kRowBytes[swizzle], row = row_bytes / bytes, chunk = 16 / bytes;
+  // Address of element (mn, k) of 1 << shift bytes: rows of 8 (16-byte chunks) make up core
+  // matrices.
+  uint64_t at(bool mn_major, int mn, int k, int shift) const {
+    static constexpr int kRowShift[] = {4, 7, 6, 5};
+    const int row_shift = kRowShift[swizzle], chunk_shift = 4 - shift;
+    const int in_core = mn & 7;
     uint64_t offset;
     if (!mn_major && swizzle != 0) {
-      offset = static_cast<uint64_t>(mn / 8) * stride +
-               static_cast<uint64_t>(mn % 8 * row_bytes + k * bytes);
+      offset = static_cast<uint64_t>(mn >> 3) * stride +
+               static_cast<uint64_t>((in_core << row_shift) + (k << shift));
     } else if (!mn_major) {
-      offset = static_cast<uint64_t>(mn / 8) * stride + static_cast<uint64_t>(k / chunk) * leading +
-               static_cast<uint64_t>(mn % 8 * 16 + k % chunk * bytes);
+      const int in_chunk = k & ((1 << chunk_shift) - 1);
+      offset = static_cast<uint64_t>(mn >> 3) * stride +
+               static_cast<uint64_t>(k >> chunk_shift) * leading +
+               static_cast<uint64_t>(in_core * 16 + (in_chunk << shift));
     } else if (swizzle != 0) {
-      offset = static_cast<uint64_t>(mn / row) * leading + static_cast<uint64_t>(k / 8) * stride +
-               static_cast<uint64_t>(k % 8 * row_bytes + mn % row * bytes);
+      const int in_row = mn & ((1 << (row_shift - shift)) - 1);
+      offset = static_cast<uint64_t>(mn >> (row_shift - shift)) * leading +
+               static_cast<uint64_t>(k >> 3) * stride +
+               static_cast<uint64_t>(((k & 7) << row_shift) + (in_row << shift));
     } else {
-      offset = static_cast<uint64_t>(mn / 8) * stride + static_cast<uint64_t>(k / 8) * leading +
-               static_cast<uint64_t>(k % 8 * 16 + mn % 8 * 2);
+      offset = static_cast<uint64_t>(mn >> 3) * stride + static_cast<uint64_t>(k >> 3) * leading +
+               static_cast<uint64_t>((k & 7) * 16 + in_core * 2);
     }
     return swizzled(start + offset);
   }
@@ -53,11 +59,21 @@ struct Product {
   Block& block;
   Warp& warp;
   const Instruction& i;
-  const int bytes = i.source_type.bits / 8;
+  const int bytes = i.source_type.bits / 8, shift = bytes == 4 ? 2 : 1;
+  const Actor by = block.actor(warp, 0);
 
   // The 16 bytes from element (mn, k) on, checked; null if they are out of bounds.
   const uint8_t* chunk(const Tile& tile, bool mn_major, int mn, int k) {
-    const uint64_t at = tile.at(mn_major, mn, k, bytes) & ~15ull;
+    const uint64_t at = tile.at(mn_major, mn, k, shift) & ~15ull;
+    SharedMemory& memory = block.shared_memory;
+    if (!memory.holds(at, 16) || !memory.read_chunk(at, by) || memory.stored_chunk(at)) {
+      return look_closer(at);
+    }
+    warp.open_products.chunks.push_back(at);
+    return memory.data(at);
+  }
+
+  [[gnu::noinline]] const uint8_t* look_closer(uint64_t at) {
     if (!block.shared_memory.holds(at, 16)) {
       block.report(i, "wgmma reads shared memory out of bounds");
       return nullptr;
@@ -68,6 +84,16 @@ struct Product {
     return block.shared_memory.data(at);
   }
 
+  __m256 values(const Tile& tile, bool mn_major, int mn, int k) {
+    const uint8_t* data = chunk(tile, mn_major, mn, k);
+    return data != nullptr ? widen_chunk(data, i.source_type.kind) : _mm256_set1_ps(NAN);
+  }
+
+  // The chunks of eight columns from (column, k) on.
+  void each_of(const Tile& tile, int column, int k, __m256 (&columns)[8]) {
+    for (int c = 0; c < 8; ++c) columns[c] = values(tile, false, column + c, k);
+  }
+
   // set(mn, k, values) of `count` rows from `first` on, in the order of memory: chunk by chunk.
   template <typename F>
   void each(const Tile& tile, bool mn_major, int first, int count, int depth, F set) {
@@ -76,8 +102,7 @@ struct Product {
     for (int outer = 0; outer < outer_count; ++outer) {
       for (int inner = 0; inner < inner_count; inner += step) {
         const int mn = mn_major ? inner : outer, k = mn_major ? outer : inner;
-        const uint8_t* data = chunk(tile, mn_major, first + mn, k);
-        set(mn, k, data != nullptr ? widen_chunk(data, i.source_type.kind) : _mm256_set1_ps(NAN));
+        set(mn, k, values(tile, mn_major, first + mn, k));
       }
     }
   }
@@ -139,10 +164,18 @@ void read_b(Product& product, Right<256>& b, int n, int depth) {
   const Instruction& i = product.i;
   const bool mn_major = i.mode & 2;
   const Tile tile(row<uint64_t>(product.warp, i.b)[0]);
-  product.each(tile, mn_major, 0, n, depth, [&](int column, int k, __m256 values) {
-    if (mn_major) return b.set_eight(k, column, values);  // 16-bit elements only
-    for (int e = 0; e < 16 / product.bytes; ++e) b.set(k + e, column, values[e]);
-  });
+  if (mn_major) {  // 16-bit elements only
+    return product.each(tile, true, 0, n, depth,
+                        [&](int column, int k, __m256 values) { b.set_eight(k, column, values); });
+  }
+  const int count = 16 / product.bytes;
+  for (int column = 0; column < n; column += 8) {
+    for (int k = 0; k < depth; k += count) {
+      __m256 columns[8];
+      product.each_of(tile, column, k, columns);
+      b.set_columns(k, column, count, columns);
+    }
+  }
 }
 
 void multiply(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
@@ -185,6 +218,7 @@ void synchronise(Block& block, Warp& warp, const Instruction& i, uint32_t) {
   if (i.mode == kCommit) {
     warp.product_groups.push_back(std::move(warp.open_products));
     warp.open_products = {};
+    warp.open_products.chunks.swap(warp.spare_chunks);
     ++warp.product_groups_begun;
     return;
   }
@@ -192,6 +226,7 @@ void synchronise(Block& block, Warp& warp, const Instruction& i, uint32_t) {
        warp.product_groups.pop_front()) {
     // Read until now: who overwrites it without waiting for this warp races.
     for (const uint64_t chunk : warp.product_groups.front().chunks) {
+      if (block.shared_memory.read_chunk(chunk, block.actor(warp, 0))) continue;
       block.shared(warp, i, 0, chunk, 16, Access::kRead);
     }
     for (const auto& [operand, values] : warp.product_groups.front().fragments) {
@@ -199,6 +234,8 @@ void synchronise(Block& block, Warp& warp, const Instruction& i, uint32_t) {
         block.report(i, "registers of A were overwritten before wgmma was waited for");
       }
     }
+    warp.spare_chunks.swap(warp.product_groups.front().chunks);
+    warp.spare_chunks.clear();
   }
   warp.registers_fenced = false;
   const uint64_t done = warp.product_groups_begun - warp.product_groups.size();
