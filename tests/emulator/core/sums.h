@@ -60,10 +60,9 @@ struct Left {  // (16, depth), a value for each lane
 template <int kColumns>
 struct Right {  // (depth, columns): of each eight the even ones first
   alignas(32) float of[16][kColumns];
-  static int place(int column) { return (column & ~7) | (column & 1) << 2 | (column & 7) >> 1; }
   // Elements (k ..., column ...) of eight columns, each of which holds `count` of them.
   void set_columns(int k, int column, int count, const __m256 (&columns)[8]) {
-    // The even ones first: see `place`. Then a transposition.
+    // The even ones first, then a transposition.
     const __m256 c[] = {columns[0], columns[2], columns[4], columns[6],
                         columns[1], columns[3], columns[5], columns[7]};
     __m256 pairs[8], fours[8];
