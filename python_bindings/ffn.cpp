@@ -1,9 +1,11 @@
-// torch's side of the ffn room on the CPU: the products are torch's, what lies between is ours.
+// torch's side of the ffn room on the CPU: the products are ours on tiles, else torch's; what lies
+// between is ours.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <string>
 #include <tuple>
 
+#include "common/cpu/workspace.h"
 #include "isa/table.h"
 #include "tensors.h"
 
@@ -49,9 +51,39 @@ Tensor transposed(const Tensor& matrix) {
   return as_matrix(matrix, sizes[1], sizes[0], strides[1], strides[0]);
 }
 
+FfnOperand operand_of(const Tensor& matrix) {
+  const auto strides = matrix.strides();
+  return {matrix.const_data_ptr(), strides[0], strides[1]};
+}
+
+// The same by our kernels; false, and nothing done, where they do not serve it.
+bool multiply_here(const Tensor& out, const Tensor& a, const Tensor& b,
+                   const OptionalTensor& addend) {
+  FfnMultiplyParams params = {};
+  params.a = operand_of(a);
+  params.b = operand_of(b);
+  params.out = out.mutable_data_ptr();
+  params.add = addend.has_value() && addend->dim() == 2;
+  params.bias = params.add ? nullptr : pointer_or_null(addend);
+  params.rows = a.sizes()[0];
+  params.depth = a.sizes()[1];
+  params.columns = b.sizes()[1];
+  params.out_row = out.strides()[0];
+  params.dtype = dtype_of(a);
+  params.num_threads = num_threads();
+  const int64_t bytes = kernels().ffn.multiply_scratch(params);
+  if (bytes < 0 || b.scalar_type() != a.scalar_type() || out.strides()[1] != 1) return false;
+  const Workspace workspace(bytes);
+  params.scratch = workspace.data();
+  if (params.scratch == nullptr) return false;
+  kernels().ffn.multiply(params);
+  return true;
+}
+
 // out = a b, or addend + a b; addend may be out, or a row.
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b,
               const OptionalTensor& addend = std::nullopt) {
+  if (multiply_here(out, a, b, addend)) return;
   if (addend.has_value()) {
     TORCH_ERROR_CODE_CHECK(
         aoti_torch_cpu_addmm_out(out.get(), addend->get(), a.get(), b.get(), 1.0, 1.0));

@@ -1,6 +1,7 @@
-// The ffn room on NumPy arrays: what lies between the products.
+// The ffn room on NumPy arrays: its products on tiles, and what lies between products.
 #pragma once
 
+#include "common/cpu/workspace.h"
 #include "module_arrays.h"
 
 namespace bigkernels {
@@ -121,7 +122,49 @@ inline py::array native_column_sums(const std::string& isa, const std::string& d
   return out;
 }
 
+// A matrix by strides, rows or columns dense.
+inline FfnOperand strided_operand(const py::array& array, const char* name) {
+  if (!array.dtype().is(numpy_dtype(DType::kBFloat16)) || array.ndim() != 2)
+    throw std::invalid_argument(std::string(name) + ": expected the bits of a bfloat16 matrix");
+  return {array.data(), array.strides(0) / 2, array.strides(1) / 2};
+}
+
+// out (M, N) = a (M, K) b (K, N), or out + a b, or bias (N,) + a b, in bfloat16. False, and nothing
+// done, where this instruction set does not serve it.
+inline bool native_ffn_multiply(const std::string& isa, const py::array& a, const py::array& b,
+                                py::array& out, const std::optional<py::array>& bias, bool add,
+                                int num_threads) {
+  FfnMultiplyParams params = {};
+  params.dtype = DType::kBFloat16;
+  params.a = strided_operand(a, "a");
+  params.b = strided_operand(b, "b");
+  const Matrix result(out, "out", params.dtype);
+  params.rows = a.shape(0);
+  params.depth = a.shape(1);
+  params.columns = b.shape(1);
+  if (b.shape(0) != params.depth || result.rows != params.rows || result.columns != params.columns)
+    throw std::invalid_argument("a, b, out: shapes do not fit");
+  params.out = out.mutable_data();
+  params.out_row = result.stride;
+  params.bias = bias_data(bias, "bias", params.dtype, params.columns);
+  params.add = add;
+  params.num_threads = num_threads;
+  const FfnKernels& kernels = table_of(isa).ffn;
+  const int64_t bytes = kernels.multiply_scratch(params);
+  if (bytes < 0) return false;
+  const Workspace scratch(bytes);
+  params.scratch = scratch.data();
+  {
+    py::gil_scoped_release no_gil;
+    kernels.multiply(params);
+  }
+  return true;
+}
+
 inline void define_ffn(py::module_& m) {
+  m.def("ffn_multiply", native_ffn_multiply, py::arg("isa"), py::arg("a"), py::arg("b"),
+        py::arg("out"), py::arg("bias") = py::none(), py::arg("add") = false,
+        py::arg("num_threads") = 1);
   m.def("ffn_forward", native_ffn_forward, py::arg("isa"), py::arg("dtype"), py::arg("activation"),
         py::arg("pre"), py::arg("hidden"), py::arg("gate") = py::none(),
         py::arg("pre_bias") = py::none(), py::arg("gate_bias") = py::none(),

@@ -1,4 +1,4 @@
-"""What lies between the two products of feed_forward, each instruction set of this machine, against float64.
+"""feed_forward's products on tiles, and what lies between products, each instruction set of this machine, against float64.
 
 As test_native.py: without torch, so that the sanitizers run it too.
 """
@@ -220,3 +220,38 @@ def test_one_row_does_not_know_the_others(isa: str) -> None:
     native.ffn_forward(isa, "float32", "gelu_tanh", pre, poisoned, num_threads=2)
     assert np.isnan(poisoned[7]).all()
     assert np.array_equal(np.delete(poisoned, 7, 0), np.delete(together, 7, 0))
+
+
+# (M, K, N): a lone tile of rows, K in pieces, more rows than a unit of work, K and M no whole tiles.
+PRODUCTS = ((32, 32, 32), (1, 64, 96), (48, 96, 64), (130, 1056, 64), (37, 40, 32), (700, 64, 32))
+
+
+@pytest.mark.parametrize("shape", PRODUCTS, ids=str)
+@pytest.mark.parametrize("stored_columns", [(0, 0), (0, 1), (1, 0), (1, 1)], ids=str)
+def test_products_on_tiles_in_every_layout(isa: str, shape, stored_columns) -> None:
+    rng = np.random.default_rng(0)
+    m, k, n = shape
+
+    def operand(rows: int, columns: int, by_columns: int) -> tuple[np.ndarray, np.ndarray]:
+        size = (columns, rows) if by_columns else (rows, columns)
+        buffer, bits = placed(stored(isa, "bfloat16", rng.normal(size=size)), 2)
+        return buffer, bits.T if by_columns else bits
+
+    walls, (a, b) = zip(*(operand(*size) for size in ((m, k, stored_columns[0]), (k, n, stored_columns[1]))))
+    bias = stored(isa, "bfloat16", rng.normal(size=n))
+    out_walls, out = placed(np.zeros((m, n), np.uint16), 2)
+    whole = (m if stored_columns[0] else k) % 32 == 0 and (k if stored_columns[1] else n) % 32 == 0
+    served = native.ffn_multiply(isa, a, b, out, bias, num_threads=2)
+    assert served == (isa == "amx" and whole)
+    if not served:
+        return
+    truth = read(isa, "bfloat16", np.ascontiguousarray(a)) @ read(isa, "bfloat16", np.ascontiguousarray(b))
+    close(read(isa, "bfloat16", out), truth + read(isa, "bfloat16", bias), "bfloat16")
+    first = out.copy()
+    assert native.ffn_multiply(isa, a, b, out, bias, num_threads=1)
+    assert np.array_equal(first, out)
+    assert native.ffn_multiply(isa, a, b, out, add=True)
+    more = truth + read(isa, "bfloat16", first)
+    close(read(isa, "bfloat16", out), more, "bfloat16")
+    assert walls_intact(out_walls, out.size)
+    assert all(walls_intact(w, x.size) for w, x in zip(walls, (a, b), strict=True))

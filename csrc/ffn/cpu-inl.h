@@ -3,6 +3,9 @@
 #include "common/cpu/threads.h"
 #include "ffn/activation-inl.h"
 #include "ffn/ffn.h"
+#if defined(__AMX_BF16__)
+#include "ffn/tiles-inl.h"
+#endif
 
 namespace bigkernels::BIGKERNELS_ISA_NAMESPACE {
 namespace {
@@ -265,6 +268,20 @@ void run_ffn(const Params& params) {
     Pass<T, kActivation, false>::run(params);
   };
   visit_activation(params.activation, run);
+}
+
+int64_t ffn_multiply_scratch([[maybe_unused]] const FfnMultiplyParams& params) {
+#if defined(__AMX_BF16__)
+  if (ffn_tiles_serve(params)) return FfnTileProduct(params).bytes;
+#endif
+  return -1;
+}
+
+void ffn_multiply([[maybe_unused]] const FfnMultiplyParams& params) {
+#if defined(__AMX_BF16__)
+  const FfnTileProduct product(params);
+  run_team(params.num_threads, [&](TeamMember member) { product.run(member); });
+#endif
 }
 
 void ffn_forward(const FfnForwardParams& params) {

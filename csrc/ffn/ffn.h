@@ -75,7 +75,27 @@ static inline int64_t ffn_backward_scratch(const FfnBackwardParams& params) {
   return kinds * column_sums_bytes(params.row_count, params.columns, params.dtype);
 }
 
+// A matrix by strides in elements.
+struct FfnOperand {
+  const void* data;
+  int64_t row, column;
+};
+
+// out = a b, or bias + a b, or out + a b: (M, N) of (M, K) and (K, N).
+struct FfnMultiplyParams {
+  FfnOperand a, b;
+  void* out;         // rows out_row elements apart
+  const void* bias;  // (N,) or null
+  bool add;          // out holds what is added; then there is no bias
+  int64_t rows, depth, columns, out_row;
+  DType dtype;
+  int num_threads;
+  void* scratch;  // as many bytes as multiply_scratch says
+};
+
 struct FfnKernels {
+  int64_t (*multiply_scratch)(const FfnMultiplyParams& params);  // -1: not served
+  void (*multiply)(const FfnMultiplyParams& params);
   void (*forward)(const FfnForwardParams& params);
   void (*backward)(const FfnBackwardParams& params);
   void (*column_sums)(const ColumnSumsParams& params);

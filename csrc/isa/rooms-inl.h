@@ -16,7 +16,7 @@ extern const KernelTable kKernels = {
      part_multiply_wide, part_philox, part_dropout},
     {layer_norm_forward, layer_norm_backward},
     {attention_forward_scratch, attention_forward, attention_backward_scratch, attention_backward},
-    {ffn_forward, ffn_backward, ffn_column_sums},
+    {ffn_multiply_scratch, ffn_multiply, ffn_forward, ffn_backward, ffn_column_sums},
     {encoder_serves, encoder_pack, encoder_workspace, encoder_forward},
     {embedding_forward, embedding_backward},
 };
