@@ -36,7 +36,7 @@ KERNELS = {
 }
 # The same for tile products.
 TILE_KERNELS = {
-    "attention_forward": r"tile_block<\d>",
+    "attention_forward": r"forward_tile_work<",
     "encoder_products": r"TileEncoder<.*>::(raise|narrow|project|multiply)|multiply_tile_panels<",
 }
 # Prints a digest of what layer_norm's kernels make of exactly representable numbers, so that only they

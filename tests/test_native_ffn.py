@@ -1,4 +1,4 @@
-"""feed_forward's products on tiles, and what lies between products, each instruction set of this machine, against float64.
+"""feed_forward's products on tiles, and what lies between products, each instruction set, against float64.
 
 As test_native.py: without torch, so that the sanitizers run it too.
 """
@@ -237,7 +237,8 @@ def test_products_on_tiles_in_every_layout(isa: str, shape, stored_columns) -> N
         buffer, bits = placed(stored(isa, "bfloat16", rng.normal(size=size)), 2)
         return buffer, bits.T if by_columns else bits
 
-    walls, (a, b) = zip(*(operand(*size) for size in ((m, k, stored_columns[0]), (k, n, stored_columns[1]))))
+    a_walls, a = operand(m, k, stored_columns[0])
+    b_walls, b = operand(k, n, stored_columns[1])
     bias = stored(isa, "bfloat16", rng.normal(size=n))
     out_walls, out = placed(np.zeros((m, n), np.uint16), 2)
     whole = (m if stored_columns[0] else k) % 32 == 0 and (k if stored_columns[1] else n) % 32 == 0
@@ -245,7 +246,9 @@ def test_products_on_tiles_in_every_layout(isa: str, shape, stored_columns) -> N
     assert served == (isa == "amx" and whole)
     if not served:
         return
-    truth = read(isa, "bfloat16", np.ascontiguousarray(a)) @ read(isa, "bfloat16", np.ascontiguousarray(b))
+    truth = read(isa, "bfloat16", np.ascontiguousarray(a)) @ read(
+        isa, "bfloat16", np.ascontiguousarray(b)
+    )
     close(read(isa, "bfloat16", out), truth + read(isa, "bfloat16", bias), "bfloat16")
     first = out.copy()
     assert native.ffn_multiply(isa, a, b, out, bias, num_threads=1)
@@ -254,4 +257,4 @@ def test_products_on_tiles_in_every_layout(isa: str, shape, stored_columns) -> N
     more = truth + read(isa, "bfloat16", first)
     close(read(isa, "bfloat16", out), more, "bfloat16")
     assert walls_intact(out_walls, out.size)
-    assert all(walls_intact(w, x.size) for w, x in zip(walls, (a, b), strict=True))
+    assert walls_intact(a_walls, a.size) and walls_intact(b_walls, b.size)

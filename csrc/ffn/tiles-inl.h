@@ -72,8 +72,7 @@ struct FfnTileProduct {
   void pack_right_item(int64_t item) const {
     const int64_t first = item * kPairSide, panel = steps * 2 * kTileSize;
     if (by_columns(p.b, p.depth)) {
-      pack_right_columns(at(p.b, 0, first), p.b.column, 0, kPairSide, depth,
-                         right + item * panel);
+      pack_right_columns(at(p.b, 0, first), p.b.column, 0, kPairSide, depth, right + item * panel);
     } else {
       pack_right_rows(at(p.b, first, 0), p.b.row, 0, p.depth - first, p.columns, panel,
                       right + item * 2 * kTileSize);
@@ -107,8 +106,7 @@ struct FfnTileProduct {
     member.begin(work.count());
     multiply_tile_panels(
         member, work, left, reinterpret_cast<const char*>(right),
-        carried + member.thread * work.carried(),
-        [](int64_t, int64_t) {},
+        carried + member.thread * work.carried(), [](int64_t, int64_t) {},
         [&](int64_t row, int64_t column, const float* sums)
             __attribute__((always_inline)) { store_sums(row, column, sums); });
   }

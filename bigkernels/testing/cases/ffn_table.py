@@ -61,9 +61,15 @@ _DTYPES: list[Row] = [
     ("float16 tail", {"shape": (5, 14), "hidden": 35, "dtype": F16}),
     ("float64 tail", {"shape": (5, 14), "hidden": 35, "dtype": F64}),
     ("tiles of bfloat16, the last of rows alone", {"shape": (48, 64), "hidden": 96, "dtype": BF16}),
-    ("tiles of bfloat16, rows that fill none, gated", {
-        "shape": (37, 32), "hidden": 64, "dtype": BF16, "gated": True,
-    }),
+    (
+        "tiles of bfloat16, rows that fill none, gated",
+        {
+            "shape": (37, 32),
+            "hidden": 64,
+            "dtype": BF16,
+            "gated": True,
+        },
+    ),
     ("tiles of bfloat16, long sums in pieces", {"shape": (130, 32), "hidden": 1056, "dtype": BF16}),
     ("bfloat16 in step", {"shape": (5, 14), "hidden": 128, "dtype": BF16}),
     ("float16 in step", {"shape": (5, 14), "hidden": 128, "dtype": F16}),
