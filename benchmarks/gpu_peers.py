@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import gpu_cases
+import gpu_targets
 import torch
 from gpu_cases import Case
 
@@ -32,6 +33,7 @@ FLUSH_BYTES = 256 << 20
 CASE_SECONDS = 0.4
 MOST_SAMPLES, FEWEST_SAMPLES = 50, 5
 # Of each device, the backends of ours that are timed on it.
+GROUPS = gpu_cases.GROUPS | gpu_targets.GROUPS
 OURS = {"cuda": ("cuda", "triton"), "cpu": ("cpu",), "emulated": ("cuda", "triton")}
 
 
@@ -163,15 +165,15 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=pathlib.Path, help="file for the results")
     parser.add_argument("--seconds", type=float, default=135.0, help="no case starts later")
-    parser.add_argument("--groups", default=",".join(gpu_cases.GROUPS), help="comma-separated")
+    parser.add_argument("--groups", default=",".join(GROUPS), help="comma-separated")
     parser.add_argument("--device", default="cuda", choices=tuple(OURS))
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, two samples")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
     chosen = parser.parse_args()
-    unknown = set(chosen.groups.split(",")) - set(gpu_cases.GROUPS)
+    unknown = set(chosen.groups.split(",")) - set(GROUPS)
     if unknown:
-        parser.error(f"--groups: {', '.join(sorted(unknown))} not in {', '.join(gpu_cases.GROUPS)}")
+        parser.error(f"--groups: {', '.join(sorted(unknown))} not in {', '.join(GROUPS)}")
     if chosen.device == "cuda" and not chosen.list and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
     return chosen
@@ -200,9 +202,7 @@ def main() -> None:
 def measure(chosen: argparse.Namespace) -> None:
     device = "cuda" if chosen.device == "cuda" else "cpu"
     context = gpu_cases.Context(device, OURS[chosen.device], chosen.smoke, not chosen.no_compile)
-    cases = [
-        case for group in chosen.groups.split(",") for case in gpu_cases.GROUPS[group](context)
-    ]
+    cases = [case for group in chosen.groups.split(",") for case in GROUPS[group](context)]
     cases.sort(key=lambda case: case.compiles)
     if chosen.list:
         print("\n".join(f"{c.group:<18}{c.name:<34}{c.shape:<24}{c.dtype}" for c in cases))
