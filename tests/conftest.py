@@ -6,16 +6,19 @@ TRITON_INTERPRET=1 asks for it; cuda and cuda-triton = both kinds of kernels on 
 refuses is skipped with its own reasons.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import re
+import unittest.mock
 import zlib
 
 import pytest
 import torch
 
 from bigkernels import backends
+from bigkernels.ops.attention import triton_config
 from bigkernels.testing import Case, oracle
 from tests.emulator.core import Options
 from tests.emulator.device import Emulation, emulated, why_not
@@ -74,16 +77,25 @@ class Device:
 
     def check(self, case: Case) -> dict[str, torch.Tensor]:
         """The oracle's verdict of a case on this backend; skips what the backend refuses."""
-        self.require(case.room, case.facts(self.type), case.elements, _turn(case))
+        self.require(case.room, case.facts(self.type), case.elements, turn(case))
         for seed in EMULATED_SEEDS[1:] if self.full else ():
             self.emulation.options = Options(seed=seed)
             oracle.check(case, self.backend, self.type)
+        if self.full or zlib.crc32(case.id.encode()) // 2 % 2:
+            with no_short_kernel():
+                return oracle.check(case, self.backend, self.type)
         return oracle.check(case, self.backend, self.type)
 
 
-def _turn(case: Case) -> int:
+def turn(case: Case) -> int:
     """The emulated architecture of a case for which Triton has to compile kernels of its own."""
     return (80, 90)[zlib.crc32(case.id.encode()) % 2]
+
+
+def no_short_kernel() -> contextlib.AbstractContextManager[object]:
+    """Inside, the backward of short sequences in Triton goes as that of long ones: both are to be tested on
+    what a test has the time for."""
+    return unittest.mock.patch.object(triton_config, "short", return_value=None)
 
 
 DEVICES = (

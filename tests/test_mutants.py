@@ -46,6 +46,10 @@ CASES: dict[str, tuple[Case, ...]] = {
             reason="bias of keys", shape=(1, 2, 40, 300, 64), heads_kv=1, dtype=BF16, mask="float",
             mask_dims="k", dropout_p=0.1, values="sharpest",
         ),
+        AttentionCase(
+            reason="short sequences", shape=(1, 1, 140, 300, 64), dtype=BF16, lengths=(280,),
+            window=(400, 10), values="sharpest",
+        ),
     ),
     "ffn": (
         FeedForwardCase(
@@ -73,7 +77,7 @@ MORE: dict[str, tuple[Case, ...]] = {
     "attention": (
         PackedAttentionCase(
             reason="packed, more sequences than one look at their ends takes",
-            lengths=(0,) * 260 + (40, 10, 450), heads=1, dim=64, dtype=BF16, causal=True,
+            lengths=(0,) * 260 + (40, 10, 520), heads=1, dim=64, dtype=BF16, causal=True,
             window=(400, -1),
         ),
         AttentionCase(
@@ -103,7 +107,7 @@ _DEAD = "a mask of many keys has no barriers of a sum over keys: of one key, the
 EQUIVALENT: dict[tuple[str, str, int], dict[int, str]] = {
     (call, "attention_backward_mask_kernel", device): dict.fromkeys(numbers, _DEAD)
     for call in ("bias of keys", "bias of queries and keys")
-    for device, numbers in ((80, (26, 27, 28)), (90, (23, 24, 25)))
+    for device, numbers in ((80, (24, 25, 26)), (90, (23, 24, 25)))
 }
 
 
@@ -195,14 +199,16 @@ def test_every_barrier_wait_and_fence_is_needed(room, backend, device, monkeypat
     if reason := why_not(backend):
         pytest.skip(f"emulated: {reason}")
     full = request.config.getoption("-m") != "not full"
-    monkeypatch.setattr(triton_launch, "INTERPRETED_MULTIPROCESSORS", PROGRAMS)
+    # Attention asks whether a program a head is enough to keep them busy.
+    count = 1 if room == "attention" else PROGRAMS
+    monkeypatch.setattr(triton_launch, "INTERPRETED_MULTIPROCESSORS", count)
     mutation = Mutation(room, device, SEEDS_FULL if full else SEEDS)
     with emulated(device, backend):
         monkeypatch.setattr(Module, "launch", functools.partialmethod(_launch, mutation))
         for case in CASES.get(room, ()) + (MORE.get(room, ()) if full else ()):
             mutation.call = case.reason
             case.problem().solve(lambda inputs, case=case: case.call(inputs, backend))
-    assert mutation.wrong == []
+    assert mutation.wrong == [], "\n".join(mutation.wrong)
     missed = [
         name
         for name in sorted(gpu_drawers.kernels(room, backend))

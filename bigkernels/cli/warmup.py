@@ -17,6 +17,7 @@ from torch import Tensor
 
 import bigkernels as bk
 from bigkernels.cli import CommandError, print_json
+from bigkernels.ops import triton_launch
 
 # Rows of a batch: few, and enough for the tiles of large products.
 ROWS = (32, 16384)
@@ -47,20 +48,27 @@ def calls(
 
     n, f, heads, dim = sizes.width, sizes.hidden, sizes.heads, sizes.width // sizes.heads
     ids, keep = make(2, 16, dtype=torch.int64), make(2, 16, dtype=torch.bool)
-    lengths = torch.tensor([16, 9], device=device)
-    ends = torch.tensor([0, 16, 25], dtype=torch.int32, device=device)
     x, vector = draw(2, 16, n), draw(n)
     tables = draw(sizes.vocabulary, n), draw(512, n), draw(2, n)
     yield "embedding", lambda: bk.embedding(ids, *tables, vector, vector, **drops)
     yield "packing", lambda: _there_and_back(x, keep, common)
     yield "layer_norm", lambda: bk.layer_norm(x, (n,), vector, vector, **common)
     yield "add_layer_norm", lambda: bk.add_layer_norm(x, x, vector, vector, x_bias=vector, **drops)
-    q, packed = draw(2, heads, 16, dim), draw(25, heads, dim)
-    attend: Callable[..., Tensor] = functools.partial(
-        bk.scaled_dot_product_attention, key_lengths=lengths, **drops
-    )
-    yield "attention", lambda: attend(q, q, q)
-    yield "varlen_attn", lambda: bk.varlen_attn(packed, packed, packed, ends, ends, 16, 16, **drops)
+    # In the backward many short sequences have one kernel, few or long ones others.
+    many = max(2, -(-triton_launch.multiprocessors(x.device) // heads))
+    attend: Callable[..., Tensor] = functools.partial(bk.scaled_dot_product_attention, **drops)
+    for kind, batch, keys in (("", many, 16), (", long", 2, 600))[: 1 + sizes.training]:
+        lengths = torch.full((batch,), 9, device=device)
+        q, k = draw(batch, heads, 16, dim), draw(batch, heads, keys, dim)
+        yield f"attention{kind}", functools.partial(attend, q, k, k, key_lengths=lengths)
+        steps = torch.arange(batch + 1, dtype=torch.int32, device=device)
+        tokens, others = (x.transpose(1, 2).flatten(0, 1) for x in (q, k))
+        yield (
+            f"varlen_attn{kind}",
+            functools.partial(
+                bk.varlen_attn, tokens, others, others, steps * 16, steps * keys, 16, keys, **drops
+            ),
+        )
     up, down, bias = draw(f, n), draw(n, f), draw(f)
     feed = functools.partial(bk.feed_forward, activation="gelu", **drops)
     for m in rows:

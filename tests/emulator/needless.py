@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 NOTHING_READ = "behind it are stores and copies alone, to places that nobody has touched since the barrier before"
 NOTHING_SUMMED = "the next wait comes before anybody touches the sums, and waits for all products"
+NOTHING_PENDING = "all products before it have been waited for"
 NOTHING_HANDED_OVER = (
     "what is stored between the fence before it and itself, ordinary loads alone read"
 )
@@ -94,6 +95,8 @@ def reason(ptx: str, kernel: str, line: int) -> str | None:
         reads = any(_READ.search(t) for _, t in found.until(line, _BARRIER, forward=True))
         return None if reads else NOTHING_READ
     if "wgmma.wait_group" in text:
+        if not _products_are_pending(found, line):
+            return NOTHING_PENDING
         return None if _sums_are_touched(found, line) else NOTHING_SUMMED
     if "wgmma.fence" in text:
         return None if _registers_change(found, line) else NOTHING_CHANGED
@@ -106,6 +109,12 @@ def _is_first(found: Flow, line: int) -> bool:
     """Whether a way leads from the kernel's beginning to a fence with no other one on it."""
     start = next(iter(found.text))
     return start in {n for n, _ in found.until(line, re.compile(r"fence\.proxy"), forward=False)}
+
+
+def _products_are_pending(found: Flow, line: int) -> bool:
+    """Whether a way leads to a wait from a product, with no wait for all products on it."""
+    wait = re.compile(r"wgmma\.wait_group\S* +0;")
+    return any("wgmma.mma" in text for _, text in found.until(line, wait, forward=False))
 
 
 def _sums_are_touched(found: Flow, line: int) -> bool:

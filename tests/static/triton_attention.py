@@ -12,6 +12,7 @@ from bigkernels.ops.attention import (
     triton_backward_mask,
     triton_backward_query,
     triton_backward_rows,
+    triton_backward_short,
     triton_config,
     triton_forward,
 )
@@ -23,8 +24,9 @@ KERNELS = {
     "query": triton_backward_query.attention_backward_query_kernel,
     "key": triton_backward_key.attention_backward_key_kernel,
     "mask": triton_backward_mask.attention_backward_mask_kernel,
+    "short": triton_backward_short.attention_backward_short_kernel,
 }
-STATISTICS = ("lse_ptr", "dlse_ptr", "delta_ptr", "most_ptr", "weight_ptr")
+STATISTICS = ("lse_ptr", "dlse_ptr", "delta_ptr", "most_ptr", "weight_ptr", "part_ptr")
 DROPOUT = ("seed_ptr", "offset_ptr", "rows_ptr")
 TYPES = {
     **dict.fromkeys(DROPOUT, "*i64"),
@@ -41,6 +43,7 @@ BITS = drawer.FLAGS
 VARIANTS = {
     "plain": ((*EXTRAS, *PACKED), 0, True),
     "packed causal": (EXTRAS, BITS["ranged"], True),
+    "negative": ((*EXTRAS, *PACKED), BITS["negative"], True),
     "bias": ((*ADDED, *PACKED, *DROPOUT, "lengths_ptr"), BITS["added"] | BITS["summed"], False),
     "dropout": (("mask_ptr", *ADDED, *PACKED), BITS["dropout"], False),
     "capped": (
@@ -59,22 +62,40 @@ def _types(kernel: Any, dtype: str) -> dict[str, str]:
     return {**dict.fromkeys(kernel.arg_names, "i32"), **pointers, **TYPES}
 
 
+def _tile(
+    name: str, dim: int, dtype: str, precision: str, arch: str, plain: bool
+) -> triton_config.Tile | None:
+    bits = 32 if dtype == "fp32" else 16
+    if name == "short":
+        return triton_config.short(arch, bits, dim, plain, 1)
+    return triton_config.tiles(arch, bits, bits == 32 and precision == "ieee", dim, plain)[name]
+
+
 def _configuration(
     name: str, variant: str, dim: int, dtype: str, precision: str, arch: str
-) -> Configuration:
+) -> Configuration | None:
     kernel = KERNELS[name]
     absent, flags, plain = VARIANTS[variant]
+    if name != "rows" or dtype == "fp32":
+        flags &= ~BITS["summed"]
     ieee = precision == "ieee" and dtype == "fp32"
-    tile = triton_config.tiles(arch, 32 if dtype == "fp32" else 16, ieee, dim, plain)[name]
+    tile = _tile(name, dim, dtype, precision, arch, plain)
+    if tile is None:
+        return None
     constants = {
         **dict.fromkeys([a for a in absent if a in kernel.arg_names]),
         **{"FLAGS": flags, "PRECISION": precision, "UNIT": 8, "stride_mk": 1},
         **{"D": dim, "DV": dim, "BLOCK_D": dim, "BLOCK_DV": dim},
         **{"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n},
     }
-    wide = ("wide load", "wide store") if name in ("forward", "query", "key") else ()
+    if name in ("key", "short") and arch == "sm_90" and dtype != "fp32":
+        constants["FLAGS"] |= BITS["pinned"]
+    if name == "short":
+        constants["ROWS_M"] = triton_config.SHORT_ROWS
+    wide = ("wide load", "wide store") if name in ("forward", "query", "key", "short") else ()
     # Tiles of 64 queries or keys go through wgmma.
-    wgmma = ("HGMMA",) if dtype != "fp32" and dim <= 128 else ()
+    narrow = name == "short" and tile.block_n < 64
+    wgmma = ("HGMMA",) if dtype != "fp32" and dim <= 128 and not narrow else ()
     products = () if ieee or name == "rows" else ("HMMA", *wgmma)
     return Configuration(
         f"triton attention {name} {variant} {dim} {dtype}{' ' + precision if dtype == 'fp32' else ''}",
@@ -94,7 +115,7 @@ def _configuration(
 def configurations() -> Iterator[Configuration]:
     for name in KERNELS:
         for variant in VARIANTS:
-            if name == "mask" and variant != "bias":
+            if (name == "mask" and variant != "bias") or (name, variant) == ("short", "negative"):
                 continue
             for dim in DIMS:
                 for dtype, precision in KINDS:
@@ -103,4 +124,6 @@ def configurations() -> Iterator[Configuration]:
                     usual = variant == "plain" and (dtype != "fp16" or dim == 64)
                     if usual or dtype == "bf16" or (dtype == "fp32" and variant == "bias"):
                         for arch in TARGETS:
-                            yield _configuration(name, variant, dim, dtype, precision, arch)
+                            found = _configuration(name, variant, dim, dtype, precision, arch)
+                            if found is not None:
+                                yield found

@@ -16,7 +16,11 @@ from bigkernels.ops.attention.contract import Facts
 
 MAX_DIM, MAX_DIM_FLOAT32 = 256, 128
 OPEN = 1 << 30  # a side on which the diagonal bounds nothing
-FLAGS = {"ranged": 1, "softcap": 2, "dropout": 4, "added": 8, "summed": 16}  # as in triton_tiles.py
+# As in triton_tiles.py.
+FLAGS = {
+    **{"ranged": 1, "softcap": 2, "dropout": 4, "added": 8, "summed": 16, "negative": 32},
+    "pinned": 64,
+}
 
 
 def limits(facts: Facts) -> tuple[str, ...]:
@@ -70,6 +74,7 @@ class Call(NamedTuple):
     left: int
     right: int
     bottom_right: int
+    longest: int  # bound of a sequence's queries and keys
 
     @property
     def flags(self) -> int:
@@ -78,11 +83,13 @@ class Call(NamedTuple):
         added = masked or self.slopes is not None
         drops = self.dropout.p > 0.0
         on = {"ranged": ranged, "softcap": self.softcap > 0.0, "dropout": drops, "added": added}
+        on["negative"] = self.scale < 0.0
         return sum(FLAGS[name] for name, value in on.items() if value)
 
     @property
     def plain(self) -> bool:
-        return self.mask is None and self.flags & ~FLAGS["ranged"] == 0
+        light = FLAGS["ranged"] | FLAGS["negative"]
+        return self.mask is None and self.flags & ~light == 0
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
@@ -163,11 +170,13 @@ def _call(
     right = OPEN if window_right < 0 else min(window_right, OPEN)
     if causal in (contract.TOP_LEFT, contract.BOTTOM_RIGHT):
         right = min(right, 0)
-    dense = triton_launch.dense
+    dense, length_dim = triton_launch.dense, -2 if cu_seq_q is None else 0
+    bounds = ((q.shape[length_dim], max_q), (k.shape[length_dim], max_k))
+    longest = max(n if most < 0 else min(n, most) for n, most in bounds)
     return Call(
         _rows(q), _rows(k), _rows(v), _columns(mask), dense(key_lengths), dense(cu_seq_q), dense(cu_seq_k),
         dense(alibi_slopes), dense(sinks), dropout, scale, softcap, left, right,
-        int(causal >= contract.BOTTOM_RIGHT),
+        int(causal >= contract.BOTTOM_RIGHT), longest,
     )  # fmt: skip
 
 
@@ -180,7 +189,12 @@ class _Launch:
         d = max(self.dims["BLOCK_D"], self.dims["BLOCK_DV"])
         bits, ieee = call.q.element_size() * 8, self.dims["PRECISION"] == "ieee"
         architecture = triton_launch.architecture(call.q.device)
+        halves = FLAGS["pinned"] if bits == 16 else 0
+        self.pinned = halves if architecture == "sm_90" else 0
         self.tiles = triton_config.tiles(architecture, bits, ieee, d, call.plain)
+        self.short = None
+        if self.dims["FLAGS"] & FLAGS["negative"] == 0:
+            self.short = triton_config.short(architecture, bits, d, call.plain, call.longest)
         rows = (call.q, call.k, call.v, *others)
         steps = [step for x in rows for step in _strides(x)]
         aligned = all(x.data_ptr() % 16 == 0 for x in rows) and all(s % 8 == 0 for s in steps)
@@ -197,8 +211,7 @@ class _Launch:
             call.left, call.right, call.bottom_right, *call.numbers(),
         )  # fmt: skip
 
-    def constants(self, kernel: str, flags: int = 0) -> dict[str, Any]:
-        tile = self.tiles[kernel]
+    def constants(self, tile: triton_config.Tile, flags: int = 0) -> dict[str, Any]:
         return {
             **self.dims,
             "FLAGS": self.dims["FLAGS"] | flags,
@@ -237,7 +250,7 @@ def attention_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
         triton_launch.launch(
             attention_forward_kernel, (programs,),
             *call.pointers(), out, lse, *launch.strides(call.q, call.k, call.v, out),
-            *launch.numbers(tiles), **launch.constants("forward"),
+            *launch.numbers(tiles), **launch.constants(launch.tiles["forward"]),
         )  # fmt: skip
     return out, lse
 
@@ -248,6 +261,37 @@ def attention_forward_plain(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     nothing = (None, None, None, None, -1, -1, scale, causal, -1, -1, 0.0, None, None, 0.0)
     return attention_forward(q, k, v, *nothing, None, None, None)[0]
+
+
+def _fills(call: Call) -> bool:
+    """Whether programs that each have a whole sequence keep half of the multiprocessors busy."""
+    batch, heads, group, _, _ = call.sizes
+    return 2 * batch * (heads // group) >= triton_launch.multiprocessors(call.q.device)
+
+
+def _launch_short(
+    launch: _Launch,
+    tile: triton_config.Tile,
+    dout: Tensor,
+    dlse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    gradients: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    from .triton_backward_short import attention_backward_short_kernel
+
+    call = launch.call
+    batch, heads, group, _, keys = call.sizes
+    statistics = [torch.empty_like(lse) for _ in range(3)]
+    # By the tensors' own sizes: a wrong maximum of the user's may cost time, but no memory of others.
+    several = keys > tile.block_n
+    part = lse.new_empty(lse.numel() * launch.dims["BLOCK_D"]) if several else statistics[0]
+    triton_launch.launch(
+        attention_backward_short_kernel, (batch * (heads // group),),
+        *call.pointers(), dout, out, lse, dlse, *statistics, part, *gradients,
+        *launch.strides(call.q, call.k, call.v, dout, out, *gradients),
+        *launch.numbers(1), **launch.constants(tile, launch.pinned), ROWS_M=triton_config.SHORT_ROWS,
+    )  # fmt: skip
 
 
 def _launch_backward(
@@ -274,19 +318,19 @@ def _launch_backward(
     triton_launch.launch(
         attention_backward_rows_kernel, (programs,),
         *call.pointers(), dout, out, lse, dlse, *statistics, *launch.strides(*inputs, out),
-        *launch.numbers(tiles), **launch.constants("rows", summed),
+        *launch.numbers(tiles), **launch.constants(launch.tiles["rows"], summed),
     )  # fmt: skip
     tiles, programs = launch.grid("query")
     triton_launch.launch(
         attention_backward_query_kernel, (programs,),
         *call.pointers(), dout, *statistics, dq, *launch.strides(*inputs, dq),
-        *launch.numbers(tiles), **launch.constants("query"),
+        *launch.numbers(tiles), **launch.constants(launch.tiles["query"]),
     )  # fmt: skip
     tiles, programs = launch.grid("key")
     triton_launch.launch(
         attention_backward_key_kernel, (programs,),
         *call.pointers(), dout, *statistics, dk, dv, *launch.strides(*inputs, dk, dv),
-        *launch.numbers(tiles), **launch.constants("key"),
+        *launch.numbers(tiles), **launch.constants(launch.tiles["key"], launch.pinned),
     )  # fmt: skip
     if dmask is not None:
         tile = launch.tiles["mask"]
@@ -295,7 +339,7 @@ def _launch_backward(
         triton_launch.launch(
             attention_backward_mask_kernel, (programs,),
             *call.pointers(), dout, *statistics, dmask, *launch.strides(*inputs), *dmask.shape,
-            *launch.numbers(programs), **launch.constants("mask"),
+            *launch.numbers(programs), **launch.constants(launch.tiles["mask"]),
         )  # fmt: skip
 
 
@@ -317,10 +361,12 @@ def attention_backward(
         return results
     dout, out = _rows(dout), _rows(out)
     launch = _Launch(call, dout, out, *gradients)
+    given = dout, triton_launch.dense(dlse), out, lse.contiguous(), gradients
     with triton_launch.device_of(q):
-        _launch_backward(
-            launch, dout, triton_launch.dense(dlse), out, lse.contiguous(), gradients, dmask
-        )
+        if dmask is None and launch.short is not None and _fills(call):
+            _launch_short(launch, launch.short, *given)
+        else:
+            _launch_backward(launch, *given, dmask)
     return results
 
 

@@ -5,24 +5,29 @@ on transposed tiles of scores."""
 import triton
 import triton.language as tl
 
-from bigkernels.ops.attention.triton_tiles import (
-    DROPPED,
+from bigkernels.ops.attention.triton_places import (
     SIZES,
-    blocks,
     first_row,
-    gradient_tile,
     head_of,
-    keep_tile,
-    keys_on,
     load_rows,
     locate,
-    number_of,
-    product,
-    seen,
-    signed,
-    statistics,
     statistics_of,
     store_rows,
+)
+from bigkernels.ops.attention.triton_tiles import (
+    DROPPED,
+    blocks,
+    gradient_tile,
+    keep_tile,
+    keys_on,
+    number_of,
+    pinned,
+    product,
+    seen,
+    seen_by,
+    seers,
+    signed,
+    statistics,
     words_of,
 )
 
@@ -79,8 +84,9 @@ def attention_backward_key_kernel(
     v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn, UNIT)
     k = load_rows(k_ptr, first, stride_kn * UNIT, keys, False, D, BLOCK_D, BLOCK_N)
     v = load_rows(v_ptr, first, stride_vn * UNIT, keys, False, DV, BLOCK_DV, BLOCK_N)
-    k = signed(k, scale)
+    k = signed(k, FLAGS)
     j = first + tl.arange(0, BLOCK_N)
+    first_i, last_i = seers(j, queries, keys, shift, left, right, FLAGS)
     seeds = (seed_ptr, offset_ptr, threshold)
     last = tl.minimum(first + BLOCK_N, keys) - 1
     begin, _, end = blocks(first - shift, last - shift, right, left, queries, BLOCK_M)
@@ -106,7 +112,10 @@ def attention_backward_key_kernel(
             extra = (of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
         products = product(k, q, PRECISION)
         dweights = product(v, dout, PRECISION)
-        on = seen(i[None, :], j[:, None], queries, keys, shift, left, right, FLAGS)
+        if mask_ptr is None:
+            on = seen_by(i[None, :], first_i[:, None], last_i[:, None], FLAGS)
+        else:  # a mask leaves no registers for their bounds
+            on = seen(i[None, :], j[:, None], queries, keys, shift, left, right, FLAGS)
         inside = (i < queries)[None, :] & (j < keys)[:, None]
         keep = on
         if DROPPED & FLAGS:
@@ -118,8 +127,8 @@ def attention_backward_key_kernel(
             (delta[None, :], most[None, :], weight[None, :]),
             (scale, softcap), extra, keep_scale, False, FLAGS,
         )  # fmt: skip
-        dv = tl.dot(kept.to(dout.dtype), dout, dv, input_precision=PRECISION)
-        dk = tl.dot(dscores.to(q.dtype), q, dk, input_precision=PRECISION)
+        dv = tl.dot(pinned(kept.to(dout.dtype), FLAGS), dout, dv, input_precision=PRECISION)
+        dk = tl.dot(pinned(dscores.to(q.dtype), FLAGS), q, dk, input_precision=PRECISION)
     dk_ptr = head_of(dk_ptr, sample, head_kv, first_k, stride_ob, stride_oh, stride_om, UNIT)
     dv_ptr = head_of(dv_ptr, sample, head_kv, first_k, stride_pb, stride_ph, stride_pm, UNIT)
     store_rows(dk_ptr, dk * scale, first, stride_om * UNIT, all_keys, D)

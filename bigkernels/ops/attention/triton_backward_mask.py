@@ -4,21 +4,23 @@ queries and keys that share its elements, in a fixed order."""
 import triton
 import triton.language as tl
 
-from bigkernels.ops.attention.triton_tiles import (
-    DROPPED,
+from bigkernels.ops.attention.triton_places import (
     SIZES,
     first_row,
-    gradient_tile,
     head_of,
+    load_rows,
+    statistics_of,
+)
+from bigkernels.ops.attention.triton_tiles import (
+    DROPPED,
+    gradient_tile,
     keep_tile,
     keys_on,
-    load_rows,
     number_of,
     product,
     seen,
     signed,
     statistics,
-    statistics_of,
     words_of,
 )
 
@@ -95,7 +97,7 @@ def attention_backward_mask_kernel(
                 head_of(k_ptr, sample, head_kv, 0, stride_kb, stride_kh, stride_kn, UNIT),
                 first_j, stride_kn * UNIT, keys, False, D, BLOCK_D, BLOCK_N,
             )  # fmt: skip
-            products = product(signed(q, scale), k, PRECISION)
+            products = product(signed(q, FLAGS), k, PRECISION)
             dout = load_rows(
                 head_of(dout_ptr, sample, head, 0, stride_gb, stride_gh, stride_gm, UNIT),
                 first_i, stride_gm * UNIT, Lq, False, DV, BLOCK_DV, BLOCK_M,

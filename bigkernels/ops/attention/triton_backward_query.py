@@ -3,24 +3,26 @@
 import triton
 import triton.language as tl
 
-from bigkernels.ops.attention.triton_tiles import (
-    DROPPED,
+from bigkernels.ops.attention.triton_places import (
     SIZES,
-    blocks,
     first_row,
-    gradient_tile,
     head_of,
-    keep_tile,
-    keys_on,
     load_rows,
     locate,
+    statistics_of,
+    store_rows,
+)
+from bigkernels.ops.attention.triton_tiles import (
+    DROPPED,
+    blocks,
+    gradient_tile,
+    keep_tile,
+    keys_on,
     number_of,
     product,
     seen,
     signed,
     statistics,
-    statistics_of,
-    store_rows,
     trimmed,
     words_of,
 )
@@ -136,7 +138,7 @@ def attention_backward_query_kernel(
     )
     numbers = (delta[:, None], most[:, None], weight[:, None])
     q = load_rows(q_ptr, first, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
-    q = signed(q, scale)
+    q = signed(q, FLAGS)
     dout = load_rows(dout_ptr, first, stride_gm * UNIT, queries, False, DV, BLOCK_DV, BLOCK_M)
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     if mask_ptr is None:

@@ -7,29 +7,31 @@ is the lse, and where that is so large that its rounding would show, what the sc
 import triton
 import triton.language as tl
 
+from bigkernels.ops.attention.triton_places import (
+    SIZES,
+    first_row,
+    head_of,
+    load_rows,
+    locate,
+    statistics_of,
+)
 from bigkernels.ops.attention.triton_tiles import (
     DROPPED,
     LOG2E,
-    SIZES,
     SUMMED,
     adjusted,
     before_keys,
     blocks,
     capped,
     factor,
-    first_row,
     gradient_tile,
-    head_of,
     keep_tile,
     keys_on,
-    load_rows,
-    locate,
     number_of,
     product,
     rescaled,
     seen,
     signed,
-    statistics_of,
     trimmed,
     weigh,
     words_of,
@@ -120,6 +122,71 @@ def _summed(
     return _row_sums(deltas)
 
 
+@triton.jit
+def row_statistics(
+    rows,  # pointers to the head's q, dout and out, each followed by its stride of rows
+    at,  # of the head's queries in
+    given,  # lse, and dlse or None
+    results,  # delta, most, weight
+    sinks_ptr,
+    head,
+    begin,
+    end,
+    first,
+    i,  # (BLOCK_M,): queries from first on
+    memory,
+    rule,
+    extra,
+    words,
+    seeds,
+    keep_scale,
+    FLAGS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Writes the three numbers of each query, whose keys lie in begin .. end."""
+    q_ptr, stride_qm, dout_ptr, stride_gm, out_ptr, stride_om = rows
+    lse_ptr, dlse_ptr = given
+    delta_ptr, most_ptr, weight_ptr = results
+    _, _, queries, _, _, _, _ = rule
+    at += i
+    dout = load_rows(dout_ptr, first, stride_gm, queries, False, DV, BLOCK_DV, BLOCK_M)
+    lse = tl.load(lse_ptr + at, mask=i < queries, other=0.0)
+    most = tl.where(lse == float("-inf"), 0.0, lse * LOG2E)
+    weight = tl.full((BLOCK_M,), 1.0, tl.float32)
+    limit = LARGE_LSE_FLOAT32 if q_ptr.dtype.element_ty == tl.float32 else LARGE_LSE
+    large = (tl.abs(lse) > limit) & (tl.abs(lse) < float("inf"))
+    some = tl.max(large.to(tl.int32), 0)
+    if some > 0:
+        q = load_rows(q_ptr, first, stride_qm, queries, False, D, BLOCK_D, BLOCK_M)
+        largest, total = before_keys(sinks_ptr, head, BLOCK_M)
+        largest, total = _largest(
+            largest, total, signed(q, FLAGS), begin, end, first, i, memory, rule, extra,
+            FLAGS, PRECISION, D, BLOCK_D, BLOCK_N,
+        )  # fmt: skip
+        most = tl.where(large, largest, most)
+        weight = tl.where(large, 1.0 / total, weight)
+    if SUMMED & FLAGS:
+        q = load_rows(q_ptr, first, stride_qm, queries, False, D, BLOCK_D, BLOCK_M)
+        delta = _summed(
+            signed(q, FLAGS), dout, most, weight, begin, end, first, i, memory, rule, extra, words, seeds,
+            keep_scale, FLAGS, PRECISION, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N,
+        )  # fmt: skip
+    else:
+        out = load_rows(out_ptr, first, stride_om, queries, False, DV, BLOCK_DV, BLOCK_M)
+        delta = _row_sums(out.to(tl.float32) * dout.to(tl.float32))
+    if dlse_ptr is not None:
+        delta -= tl.load(dlse_ptr + at, mask=i < queries, other=0.0)
+    tl.store(delta_ptr + at, delta, mask=i < queries)
+    tl.store(most_ptr + at, most, mask=i < queries)
+    tl.store(weight_ptr + at, weight, mask=i < queries)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def attention_backward_rows_kernel(
     q_ptr,  # (B, H, Lq, D) or packed (T, H, D)
@@ -187,39 +254,11 @@ def attention_backward_rows_kernel(
         end = trimmed(begin, end, extra, BLOCK_N)
     memory = (k_ptr, stride_kn * UNIT, v_ptr, stride_vn * UNIT)
     rule = (scale, softcap, queries, keys, shift, left, right)
-    dout = load_rows(dout_ptr, first, stride_gm * UNIT, queries, False, DV, BLOCK_DV, BLOCK_M)
-    lse_ptr = statistics_of(lse_ptr, sample, head, first_q, stride_lb, stride_lh)
-    lse = tl.load(lse_ptr + i, mask=i < queries, other=0.0)
-    most = tl.where(lse == float("-inf"), 0.0, lse * LOG2E)
-    weight = tl.full((BLOCK_M,), 1.0, tl.float32)
-    limit = LARGE_LSE_FLOAT32 if q_ptr.dtype.element_ty == tl.float32 else LARGE_LSE
-    large = (tl.abs(lse) > limit) & (tl.abs(lse) < float("inf"))
-    some = tl.max(large.to(tl.int32), 0)
-    if some > 0:
-        q = load_rows(q_ptr, first, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
-        largest, total = before_keys(sinks_ptr, head, BLOCK_M)
-        largest, total = _largest(
-            largest, total, signed(q, scale), begin, end, first, i, memory, rule, extra,
-            FLAGS, PRECISION, D, BLOCK_D, BLOCK_N,
-        )  # fmt: skip
-        most = tl.where(large, largest, most)
-        weight = tl.where(large, 1.0 / total, weight)
-    if SUMMED & FLAGS:
-        q = load_rows(q_ptr, first, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
-        delta = _summed(
-            signed(q, scale), dout, most, weight, begin, end, first, i, memory, rule, extra, words, seeds,
-            keep_scale, FLAGS, PRECISION, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N,
-        )  # fmt: skip
-    else:
-        out_ptr = head_of(out_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om, UNIT)
-        out = load_rows(out_ptr, first, stride_om * UNIT, queries, False, DV, BLOCK_DV, BLOCK_M)
-        delta = _row_sums(out.to(tl.float32) * dout.to(tl.float32))
-    if dlse_ptr is not None:
-        dlse_ptr = statistics_of(dlse_ptr, sample, head, first_q, stride_lb, stride_lh)
-        delta -= tl.load(dlse_ptr + i, mask=i < queries, other=0.0)
-    delta_ptr = statistics_of(delta_ptr, sample, head, first_q, stride_lb, stride_lh)
-    most_ptr = statistics_of(most_ptr, sample, head, first_q, stride_lb, stride_lh)
-    weight_ptr = statistics_of(weight_ptr, sample, head, first_q, stride_lb, stride_lh)
-    tl.store(delta_ptr + i, delta, mask=i < queries)
-    tl.store(most_ptr + i, most, mask=i < queries)
-    tl.store(weight_ptr + i, weight, mask=i < queries)
+    out_ptr = head_of(out_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om, UNIT)
+    rows = (q_ptr, stride_qm * UNIT, dout_ptr, stride_gm * UNIT, out_ptr, stride_om * UNIT)
+    at = statistics_of(0, sample, head, first_q, stride_lb, stride_lh)
+    row_statistics(
+        rows, at, (lse_ptr, dlse_ptr), (delta_ptr, most_ptr, weight_ptr), sinks_ptr,
+        head, begin, end, first, i, memory, rule, extra, words, seeds, keep_scale,
+        FLAGS, PRECISION, D, DV, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N,
+    )  # fmt: skip

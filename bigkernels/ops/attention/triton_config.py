@@ -2,8 +2,8 @@
 tile of scores holds. Lengths and batches are not in it, so that none of them changes a bit or costs a build.
 
 BLOCK_N of the forward, in whose blocks a row's softmax is rescaled, follows from architecture, dtype and head dims
-alone up to a head dim of 64, and its warps lie along the queries: padded, packed and masked calls agree in every
-bit. Wider 16-bit heads with a mask take smaller blocks, for which there are registers.
+alone: padded, packed and masked calls agree in every bit. The one exception is 16-bit heads of 65 to 128 on sm_90,
+which with a mask take half the block: at 64 by 64 an additive one spills, and 32 queries are too few for wgmma.
 """
 
 from __future__ import annotations
@@ -32,14 +32,29 @@ _HALVES = {
     ("sm_90", 128, True): ((128, 64, 8, 2), (64, 32, 4, 1), (64, 64, 8, 2), (32, 64, 8, 2), None),
     ("sm_90", 128, False): ((64, 32, 4, 2), (32, 32, 4, 1), (64, 64, 8, 2), (32, 64, 8, 2), (64, 64, 8, 1)),
     ("sm_90", 256, True): ((64, 16, 4, 2), (64, 16, 4, 1), (32, 32, 8, 2), (32, 32, 8, 1), None),
-    ("sm_90", 256, False): ((64, 16, 4, 2), (64, 16, 4, 1), (32, 32, 8, 2), (32, 32, 8, 1), (64, 32, 8, 1)),
+    ("sm_90", 256, False): ((64, 16, 8, 2), (64, 16, 4, 1), (32, 32, 8, 2), (32, 32, 8, 1), (64, 32, 8, 1)),
     ("sm_80", 64, True): ((64, 32, 4, 3), (32, 32, 4, 1), (64, 32, 4, 2), (32, 64, 4, 2), None),
     ("sm_80", 64, False): ((64, 32, 4, 2), (32, 32, 4, 1), (32, 64, 4, 2), (32, 32, 4, 2), (32, 64, 4, 1)),
     ("sm_80", 128, True): ((64, 32, 4, 2), (32, 16, 4, 1), (32, 64, 4, 2), (32, 32, 4, 2), None),
-    ("sm_80", 128, False): ((64, 16, 4, 2), (32, 16, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
+    ("sm_80", 128, False): ((32, 32, 4, 2), (32, 16, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
     ("sm_80", 256, True): ((64, 32, 8, 1), (32, 16, 4, 1), (32, 32, 8, 1), (32, 32, 8, 1), None),
-    ("sm_80", 256, False): ((64, 16, 8, 1), (32, 16, 4, 1), (32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
+    ("sm_80", 256, False): ((32, 32, 8, 1), (32, 16, 4, 1), (32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
 }  # fmt: skip
+# Of the kernel of short sequences, likewise. It reads the keys of a tile into registers once and sums dk and dv there:
+# tiles are what these leave room for.
+_SHORT = {
+    ("sm_90", 64, True): (64, 128, 8, 2),
+    ("sm_90", 64, False): (32, 64, 8, 1),
+    ("sm_90", 128, True): (32, 64, 8, 1),
+    ("sm_90", 128, False): (32, 32, 8, 2),
+    ("sm_80", 64, True): (32, 64, 8, 2),
+    ("sm_80", 64, False): (32, 64, 8, 1),
+    ("sm_80", 128, True): (32, 32, 8, 1),
+    ("sm_80", 128, False): (32, 32, 8, 1),
+}
+# The longest sequences it is for, by head dim up to. Longer ones keep the multiprocessors busy without it.
+SHORT = {64: 512, 128: 256}
+SHORT_ROWS = 32  # queries at a time of which it computes the numbers
 # Of float32, by (tensor cores, head dim up to, plain): one tile for all.
 _FLOATS = {
     (True, 64, True): (64, 32, 4, 2),
@@ -58,6 +73,18 @@ _AMD = Tile(16, 16, 4, 1)
 def padded(dim: int) -> int:
     """Columns of a tile of a head dim."""
     return max(16, 1 << (dim - 1).bit_length())
+
+
+@functools.cache
+def short(architecture: str, bits: int, dim: int, plain: bool, longest: int) -> Tile | None:
+    """The tile with which one kernel does the backward of sequences up to `longest`; None if it does not.
+
+    On AMD its scalars spill, and of float32 too little fits on chip.
+    """
+    bucket = 64 if dim <= 64 else dim
+    if architecture.startswith("gfx") or bits == 32 or longest > SHORT.get(bucket, 0):
+        return None
+    return Tile(*_SHORT[architecture if architecture == "sm_90" else "sm_80", bucket, plain])
 
 
 @functools.cache

@@ -7,28 +7,30 @@ depend on its query and the keys that are on. See triton_tiles.py for what the k
 import triton
 import triton.language as tl
 
+from bigkernels.ops.attention.triton_places import (
+    SIZES,
+    first_row,
+    head_of,
+    load_rows,
+    locate,
+    statistics_of,
+    store_rows,
+)
 from bigkernels.ops.attention.triton_tiles import (
     DROPPED,
     LN2,
-    SIZES,
     adjusted,
     before_keys,
     blocks,
     capped,
     factor,
-    first_row,
-    head_of,
     keep_tile,
     keys_on,
-    load_rows,
-    locate,
     number_of,
     product,
     rescaled,
     seen,
     signed,
-    statistics_of,
-    store_rows,
     trimmed,
     weigh,
     words_of,
@@ -144,7 +146,7 @@ def attention_forward_kernel(
     )
     seeds = (seed_ptr, offset_ptr, threshold)
     q = load_rows(q_ptr, first, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
-    q = signed(q, scale)
+    q = signed(q, FLAGS)
 
     out = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
     most, total = before_keys(sinks_ptr, head, BLOCK_M)

@@ -1,7 +1,6 @@
-"""What the Triton kernels of attention share: where a program works, which keys its rows see, scores.
+"""What the Triton kernels of attention share: which keys its rows see, scores and their gradients.
 
-Scores are in units of log 2, because the hardware's exponential is exp2. Strides of
-rows count UNIT elements: where that is 8, the compiler knows that rows begin at 16 bytes.
+Scores are in units of log 2, because the hardware's exponential is exp2.
 """
 
 import triton
@@ -9,15 +8,6 @@ import triton.language as tl
 
 from bigkernels.ops.triton_philox import keep_mask
 
-# Arguments of the kernels that change from batch to batch: no value of them may cost a build.
-SIZES = (
-    *("stride_qb", "stride_qh", "stride_qm", "stride_kb", "stride_kh", "stride_kn"),
-    *("stride_vb", "stride_vh", "stride_vn", "stride_ob", "stride_oh", "stride_om"),
-    *("stride_gb", "stride_gh", "stride_gm", "stride_pb", "stride_ph", "stride_pm"),
-    *("stride_mb", "stride_mh", "stride_mq", "stride_lb", "stride_lh"),
-    *("tiles", "batch", "heads", "group", "Lq", "Lk", "left", "right", "bottom_right"),
-    "threshold",
-)
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LARGEST = tl.constexpr(3.4028234663852886e38)
@@ -27,61 +17,8 @@ SOFTCAPPED = tl.constexpr(2)
 DROPPED = tl.constexpr(4)
 ADDED = tl.constexpr(8)  # an additive mask or ALiBi
 SUMMED = tl.constexpr(16)  # delta is summed from the weights
-
-
-@triton.jit
-def find_sequence(slot, cu_ptr, batch, BLOCK: tl.constexpr):
-    """(sequence, its tile) of a slot: sequence b owns the slots from cu[b] // BLOCK + b on, which
-    are at least as many as it has tiles. No host has to know the lengths."""
-    count = 0
-    for start in range(0, batch, 256):
-        b = start + tl.arange(0, 256)
-        first = tl.load(cu_ptr + b, mask=b < batch, other=0).to(tl.int32) // BLOCK + b
-        count += tl.sum(((first <= slot) & (b < batch)).to(tl.int32), 0)
-    found = count - 1
-    return found, slot - found - tl.load(cu_ptr + found).to(tl.int32) // BLOCK
-
-
-@triton.jit
-def locate(tiles, heads, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, cu_tile_ptr, BLOCK: tl.constexpr):
-    """(sample, head, tile, first query, first key, queries, keys) of this program.
-
-    tiles: programs a head, of the dense form ceil(L / BLOCK). cu_tile_ptr: cu_q or cu_k, after
-    whose sequences the tiles go. The last tiles come first: under a causal mask they are the
-    longest. Programs of one head are neighbours, to share its rows in the cache.
-    """
-    program = tl.program_id(0)
-    tile = tiles - 1 - program % tiles
-    unit = program // tiles
-    if cu_tile_ptr is not None:
-        head = unit
-        sample, tile = find_sequence(tile, cu_tile_ptr, batch, BLOCK)
-        first_q = tl.load(cu_q_ptr + sample).to(tl.int32)
-        first_k = tl.load(cu_k_ptr + sample).to(tl.int32)
-        queries = tl.load(cu_q_ptr + sample + 1).to(tl.int32) - first_q
-        keys = tl.load(cu_k_ptr + sample + 1).to(tl.int32) - first_k
-    else:
-        head = unit % heads
-        sample = unit // heads
-        first_q = 0
-        first_k = 0
-        queries = Lq
-        keys = Lk
-    return sample, head, tile, first_q, first_k, queries, keys
-
-
-@triton.jit
-def head_of(ptr, sample, head, first, stride_b, stride_h, stride_row, UNIT: tl.constexpr):
-    """Where the rows of a head of a sample begin, in 64 bits."""
-    at = tl.cast(sample, tl.int64) * stride_b + tl.cast(head, tl.int64) * stride_h
-    return ptr + (at + tl.cast(first, tl.int64) * stride_row) * UNIT
-
-
-@triton.jit
-def statistics_of(ptr, sample, head, first, stride_b, stride_h):
-    """The same of a mask, and of numbers of which there is one a query."""
-    at = tl.cast(sample, tl.int64) * stride_b + tl.cast(head, tl.int64) * stride_h
-    return ptr + (at + first)
+NEGATIVE = tl.constexpr(32)  # the scale is below 0
+PINNED = tl.constexpr(64)  # products read registers while the next instructions run: wgmma
 
 
 @triton.jit
@@ -148,44 +85,18 @@ def trimmed(begin, end, extra, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def load_rows(
-    ptr,
-    start,
-    stride,
-    count,
-    WHOLE: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """(BLOCK, BLOCK_D): rows from start on, zeros from count on. WHOLE: they end before count."""
-    row = tl.arange(0, BLOCK)[:, None]
-    depth = tl.arange(0, BLOCK_D)[None, :]
-    at = ptr + tl.cast(start, tl.int64) * stride + (row * stride + depth)
-    if WHOLE and D == BLOCK_D:
-        tile = tl.load(at)
-    elif WHOLE:
-        tile = tl.load(at, mask=depth < D, other=0.0)
-    elif D == BLOCK_D:
-        tile = tl.load(at, mask=start + row < count, other=0.0)
-    else:
-        tile = tl.load(at, mask=(start + row < count) & (depth < D), other=0.0)
-    return tile
-
-
-@triton.jit
-def store_rows(ptr, tile, start, stride, count, D: tl.constexpr):
-    """The first count - start rows and D columns of a tile."""
-    row = tl.arange(0, tile.shape[0])[:, None]
-    depth = tl.arange(0, tile.shape[1])[None, :]
-    at = ptr + tl.cast(start, tl.int64) * stride + (row * stride + depth)
-    tl.store(at, tile.to(ptr.dtype.element_ty), mask=(start + row < count) & (depth < D))
-
-
-@triton.jit
 def product(a, b, PRECISION: tl.constexpr):
     """a b^T."""
     return tl.dot(a, tl.trans(b), input_precision=PRECISION)
+
+
+@triton.jit
+def pinned(x, FLAGS: tl.constexpr):
+    """x of 16 bits, in registers written here: the compiler may move what writes an operand behind the fence in
+    front of the product that reads it. The instruction goes away in the end, its place stays."""
+    if PINNED & FLAGS:
+        x = tl.inline_asm_elementwise("or.b32 $0, $1, $1;", "=r,r", [x], x.dtype, False, 2)
+    return x
 
 
 @triton.jit
@@ -217,9 +128,11 @@ def factor(scale, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def signed(x, scale):
+def signed(x, FLAGS: tl.constexpr):
     """One operand of the scores, with the sign of the scale: the factor itself is positive."""
-    return tl.where(scale < 0.0, -x, x)
+    if NEGATIVE & FLAGS:
+        x = -x
+    return x
 
 
 @triton.jit
@@ -285,12 +198,21 @@ def seen(i, j, queries, keys, shift, left, right, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def first_row(sample, first_q, Lq, cu_q_ptr):
-    """Where a sample's queries begin among all queries."""
-    row = tl.cast(first_q, tl.int64)
-    if cu_q_ptr is None:
-        row = tl.cast(sample, tl.int64) * Lq
-    return row
+def seers(j, queries, keys, shift, left, right, FLAGS: tl.constexpr):
+    """(first, last) of the queries that see keys j, for seen_by."""
+    last = tl.zeros_like(j) + (queries - 1)
+    if RANGED & FLAGS:
+        last = tl.minimum(last, j - shift + left)
+    return j - shift - right, tl.where(j < keys, last, -1)
+
+
+@triton.jit
+def seen_by(i, first, last, FLAGS: tl.constexpr):
+    """Where queries i see keys whose seers are first .. last."""
+    on = i <= last
+    if RANGED & FLAGS:
+        on = on & (i >= first)
+    return on
 
 
 @triton.jit
@@ -325,6 +247,47 @@ def statistics(delta_ptr, most_ptr, weight_ptr, i, queries):
 
 
 @triton.jit
+def weights_tile(
+    products,  # q k^T
+    i,
+    j,
+    first_i,
+    first_j,
+    on,
+    inside,
+    most,  # of the queries, as weight
+    weight,
+    rule,
+    extra,
+    WHOLE: tl.constexpr,
+    FLAGS: tl.constexpr,
+):
+    """(weights before dropout, slope of the softcap) of a tile."""
+    scale, softcap = rule
+    scores = capped(products, scale, softcap, FLAGS)
+    slope = 1.0
+    if SOFTCAPPED & FLAGS:
+        slope = 1.0 - (scores / softcap) * (scores / softcap)
+    if not WHOLE:
+        scores = tl.where(on, scores, float("-inf"))
+    scores, addend = adjusted(scores, i, j, first_i, first_j, inside, extra, FLAGS)
+    return weigh(scores, addend, factor(scale, FLAGS), most, FLAGS) * weight, slope
+
+
+@triton.jit
+def dscores_tile(weights, slope, dweights, delta, keep, keep_scale, FLAGS: tl.constexpr):
+    """(weights after dropout, gradient of the scores) of a tile. keep: what dropout keeps of it."""
+    kept = weights
+    if DROPPED & FLAGS:
+        kept = tl.where(keep, weights * keep_scale, 0.0)
+        dweights = tl.where(keep, dweights * keep_scale, 0.0)
+    dscores = weights * (dweights - delta)
+    if SOFTCAPPED & FLAGS:
+        dscores *= slope
+    return kept, dscores
+
+
+@triton.jit
 def gradient_tile(
     products,  # q k^T
     dweights,  # dout v^T
@@ -344,20 +307,7 @@ def gradient_tile(
 ):
     """(weights after dropout, gradient of the scores) of a tile. keep: what dropout keeps of it."""
     delta, most, weight = numbers
-    scale, softcap = rule
-    scores = capped(products, scale, softcap, FLAGS)
-    slope = 1.0
-    if SOFTCAPPED & FLAGS:
-        slope = 1.0 - (scores / softcap) * (scores / softcap)
-    if not WHOLE:
-        scores = tl.where(on, scores, float("-inf"))
-    scores, addend = adjusted(scores, i, j, first_i, first_j, inside, extra, FLAGS)
-    weights = weigh(scores, addend, factor(scale, FLAGS), most, FLAGS) * weight
-    kept = weights
-    if DROPPED & FLAGS:
-        kept = tl.where(keep, weights * keep_scale, 0.0)
-        dweights = tl.where(keep, dweights * keep_scale, 0.0)
-    dscores = weights * (dweights - delta)
-    if SOFTCAPPED & FLAGS:
-        dscores *= slope
-    return kept, dscores
+    weights, slope = weights_tile(
+        products, i, j, first_i, first_j, on, inside, most, weight, rule, extra, WHOLE, FLAGS
+    )
+    return dscores_tile(weights, slope, dweights, delta, keep, keep_scale, FLAGS)

@@ -1,0 +1,79 @@
+"""The Triton backward of short sequences: one kernel in place of three, and the same bits."""
+
+import pytest
+import torch
+
+from bigkernels.ops.attention import triton as drawer
+from bigkernels.ops.attention import triton_config
+from bigkernels.testing.cases.attention import AttentionCase
+from bigkernels.testing.cases.attention_packed import PackedAttentionCase
+from tests.conftest import no_short_kernel, turn
+
+
+def _dense(reason, shape, **facts):
+    return AttentionCase(reason=reason, shape=shape, dtype=torch.bfloat16, **facts)
+
+
+CASES = (
+    _dense("one block of keys", (1, 2, 70, 60, 64), dropout_p=0.1, lse=True),
+    _dense("blocks of keys", (1, 1, 30, 140, 64), lengths=(135,), values="sharpest"),
+    _dense("a block behind the keys", (2, 1, 20, 140, 48), lengths=(30, 0), by_position=True),
+    _dense("heads share keys", (1, 4, 40, 70, 32), heads_kv=2, causal=True, bottom_right=True),
+    _dense("windows skip blocks", (1, 2, 150, 150, 16), window=(9, 30), softcap=5.0),
+    _dense("masks", (1, 2, 40, 70, 64), mask="bool", mask_values="rows", sinks=True),
+    _dense("a bias without gradient", (1, 2, 40, 70, 64), mask="float", alibi=True, grads="qkv"),
+    _dense("wide heads", (1, 1, 40, 70, 128), dim_v=40),
+    PackedAttentionCase(
+        reason="packed",
+        lengths=(5, 0, 70, 33),
+        lengths_k=(5, 9, 70, 0),
+        heads=2,
+        dim=64,
+        dtype=torch.bfloat16,
+        causal=True,
+    ),
+)
+
+
+def _gradients(case, device):
+    problem = case.problem().mapped(lambda tensor: tensor.to(device.type))
+    inputs = {
+        name: tensor.detach().requires_grad_() if name in problem.wrt else tensor
+        for name, tensor in problem.inputs.items()
+    }
+    out = case.call(inputs, device.backend)
+    names = [name for name in out if name in problem.douts]
+    return torch.autograd.grad(
+        [out[name] for name in names],
+        [inputs[name] for name in problem.wrt],
+        [problem.douts[name] for name in names],
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_one_kernel_gives_the_bits_of_three(case, device, monkeypatch):
+    if device.backend != "triton":
+        pytest.skip("tiles belong to the Triton kernels")
+    device.require(case.room, case.facts(device.type), case.elements, turn(case))
+    launched, launch = [], drawer._launch_short
+    monkeypatch.setattr(drawer, "_launch_short", lambda *args: launched.append(launch(*args)))
+    monkeypatch.setattr(drawer, "_fills", lambda call: True)
+    found = _gradients(case, device)
+    assert launched
+    with no_short_kernel():
+        expected = _gradients(case, device)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("dim", "plain", "longest"),
+    [(16, True, 512), (64, False, 512), (128, True, 256), (128, False, 256)],
+)
+def test_what_is_short_depends_on_the_head_dim(dim, plain, longest):
+    for architecture in ("sm_80", "sm_90"):
+        assert triton_config.short(architecture, 16, dim, plain, longest)
+        assert triton_config.short(architecture, 16, dim, plain, longest + 1) is None
+        assert triton_config.short(architecture, 32, dim, plain, longest) is None
+    assert triton_config.short("gfx942", 16, dim, plain, longest) is None
+    assert triton_config.short("sm_90", 16, 256, plain, 16) is None
