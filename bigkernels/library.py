@@ -70,11 +70,11 @@ def kernels(name: str, backends: tuple[str, ...]) -> dict[str, torch._ops.OpOver
 
 def why_no_kernels(room: str) -> str | None:
     """Why the C++ extension does not serve a room on the CPU, or None if it does."""
-    if extension_error is not None:
-        return extension_error
     contract = importlib.import_module(f"bigkernels.ops.{room}.contract")
     if "cpu" not in contract.BACKENDS:
         return None  # nobody asks
+    if extension_error is not None:
+        return extension_error
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"bigkernels::{room}_forward_cpu", "CPU"):
         return None
     return f"the C++ extension holds no {room} kernels"

@@ -152,8 +152,9 @@ struct Call {
     STD_TORCH_CHECK(weight1.dim() == 2 && weight2.dim() == 2, "ffn: weights are matrices");
     hidden = weight1.sizes()[0];
     out = weight2.sizes()[0];
-    STD_TORCH_CHECK(hidden > 0 && weight1.sizes()[1] == in && weight2.sizes()[1] == hidden,
-                    "ffn: expected x (..., E), weight1 (F, E), weight2 (E2, F)");
+    STD_TORCH_CHECK(
+        hidden > 0 && out > 0 && weight1.sizes()[1] == in && weight2.sizes()[1] == hidden,
+        "ffn: expected x (..., E), weight1 (F, E), weight2 (E2, F)");
     x = matrix_of(given, in);
     this->bias1 = bias_row(bias1, "bias1", x, hidden);
     this->bias_gate = bias_row(bias_gate, "bias_gate", x, hidden);

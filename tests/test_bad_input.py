@@ -218,7 +218,7 @@ BAD = {
         "x": (*NOT_A_TENSOR, *NOT_A_FLOAT, draw(), draw(3, 0)),
         "weight1": (*NOT_A_TENSOR, draw(12, 7), draw(12), draw(0, 8), draw(12, 8).half(), draw(12, 8).to("meta")),
         "bias1": (draw(8), draw(12).int(), 1.0, draw(12).to("meta")),
-        "weight2": (*NOT_A_TENSOR, draw(8, 8), draw(8, 12, 1), draw(8, 12).double()),
+        "weight2": (*NOT_A_TENSOR, draw(8, 8), draw(0, 12), draw(8, 12, 1), draw(8, 12).double()),
         "bias2": (draw(12), draw(8).half(), 1.0),
         "activation": ("tanh", "", None, torch.relu, ["gelu"]),
         "dropout_p": NOT_A_RATE,

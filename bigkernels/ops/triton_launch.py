@@ -132,6 +132,7 @@ class _Places(NamedTuple):
     numbers: tuple[int, ...]  # floats: nothing
 
 
+_HIP = torch.version.hip is not None
 _PLACES: dict[int, _Places] = {}  # by the kernel's id: its hash is slow
 _READY: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
@@ -175,6 +176,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         else:
             key.append(argument.dtype)
             bits |= argument.data_ptr()
+            if _HIP:  # where offsets into less than 2 GiB have 32 bits
+                key.append(argument.untyped_storage().size() < 1 << 31)
     key += [2 if arguments[i] == 1 else arguments[i] & 15 == 0 for i in widths]
     for i in sizes:
         wide |= (arguments[i] + 0x80000000) >> 32
@@ -182,11 +185,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         wide |= arguments[i].__class__ is not float
     runtime = knobs.runtime
     hooks = runtime.launch_enter_hook, runtime.launch_exit_hook
-    plain = not (bits & 15 or wide or any(hook and hook.calls for hook in hooks))
+    hooked = kernel.pre_run_hooks or any(hook and hook.calls for hook in hooks)
+    plain = not (bits & 15 or wide or hooked)
     found = _READY.get(tuple(key)) if plain else None
     if found is None:
         form = kernel[grid](*arguments, **constants)
-        if plain:
+        if plain and form is not None:  # a hook may have taken over what was to be compiled
             tail = tuple(constants[p.name] for p in kernel.params[len(arguments) :])
             _READY[tuple(key)] = form.run, form.function, form.packed_metadata, tail
         return

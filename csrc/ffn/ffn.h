@@ -1,4 +1,4 @@
-// What lies between the two products of a feed-forward network, element by element:
+// The products of a feed-forward network, and what lies between the two, element by element:
 //   hidden = dropout(act(pre)), or dropout(act(gate) * pre) with a gate
 // and its gradients. Everything is (M, F), contiguous and of `dtype`; M rows, F hidden columns.
 #pragma once

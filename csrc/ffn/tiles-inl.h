@@ -17,8 +17,8 @@ inline bool by_columns(const FfnOperand& operand, int64_t rows) {
 }
 
 inline bool ffn_tiles_serve(const FfnMultiplyParams& p) {
-  return p.dtype == DType::kBFloat16 && p.rows > 0 && p.depth > 0 && p.columns % kPairSide == 0 &&
-         (by_rows(p.a, p.depth) || by_columns(p.a, p.rows)) &&
+  return p.dtype == DType::kBFloat16 && p.rows > 0 && p.depth > 0 && p.columns > 0 &&
+         p.columns % kPairSide == 0 && (by_rows(p.a, p.depth) || by_columns(p.a, p.rows)) &&
          (by_rows(p.b, p.columns) || by_columns(p.b, p.depth));
 }
 

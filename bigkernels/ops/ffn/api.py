@@ -21,6 +21,10 @@ _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
     """Remarks for ``explain``."""
+    if chosen == "triton":
+        return ("its first product is the kernel's, the second runs on aten::linear",)
+    if chosen == "cpu" and facts.dtype == torch.bfloat16:
+        return ("its products run on tiles where the CPU has AMX and widths are multiples of 32",)
     return ("its products run on aten::linear",)
 
 

@@ -40,8 +40,9 @@ def _layer_norm_facts(
 def _autocast_layer_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """torch's autocast runs layer_norm in float32 on CUDA and leaves it alone on the CPU."""
-    if x.device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
+    """torch's autocast runs layer_norm in float32 on CUDA, but float64's, and leaves it alone on the CPU."""
+    autocast = x.device.type == "cuda" and torch.is_autocast_enabled("cuda")
+    if not autocast or x.dtype == torch.float64:
         return x, weight, bias
     return (
         x.float(),

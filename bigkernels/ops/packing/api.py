@@ -49,6 +49,8 @@ def _check_keep(keep: object, tokens: object) -> None:
     if keep.dim() != 2 or keep.is_complex():
         raise ValueError(f"keep: {keep.dtype} of shape {tuple(keep.shape)}, expected (B, L)")
     if tokens is not None:
+        if isinstance(tokens, bool) or not isinstance(tokens, (int, torch.SymInt)):
+            raise TypeError(f"tokens: expected an integer, got {type(tokens).__name__}")
         checks.check_number("tokens", tokens, 0, keep.shape[0] * keep.shape[1])
 
 
@@ -59,6 +61,8 @@ def _check(x: object, plan: object, dims: int) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
     checks.check_dense("x", x)
+    if x.device != plan.indices.device:
+        raise ValueError(f"x: device {x.device}, but the plan is on {plan.indices.device}")
     if checks.recorded():
         return  # sizes may be other ones at another call
     expected = (plan.batch, plan.length) if dims == 2 else (plan.indices.shape[0],)
