@@ -17,6 +17,7 @@ import sys
 import pytest
 
 from bigkernels import backends, library
+from bigkernels.ops.attention import triton_config
 from tests.static import occupancy, resources, row
 from tests.static.cuda_kernels import short_name
 
@@ -67,8 +68,13 @@ def test_every_triton_drawer_has_its_configurations() -> None:
 def test_the_table_covers_every_architecture_of_a_kernel() -> None:
     table = row.load()
     wanted = {"triton": {"sm_80", "sm_90", "gfx942"}, "cuda": {"sm_80", "sm_90a"}}
+    # Not chosen on AMD: its scalars spill there.
+    without_amd = "triton attention short "
+    assert triton_config.short("gfx942", 16, 64, True, 1) is None
     for kernel in {kernel for kernel, _ in table}:
-        assert {arch for name, arch in table if name == kernel} == wanted[kernel.split()[0]], kernel
+        there = wanted[kernel.split()[0]]
+        there = there - {"gfx942"} if kernel.startswith(without_amd) else there
+        assert {arch for name, arch in table if name == kernel} == there, kernel
     assert all(r.blocks > 0 and r.instructions > 0 for r in table.values())
 
 
