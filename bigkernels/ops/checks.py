@@ -67,6 +67,14 @@ def check_number(name: str, value: object, low: float = -_LARGEST, high: float =
         raise ValueError(f"{name}: got {value!r}, expected {span}")
 
 
+def check_integer_or_none(name: str, value: object) -> None:
+    """Raises TypeError unless value is an integer, of torch.compile's too, or None."""
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, (int, torch.SymInt))
+    ):
+        raise TypeError(f"{name}: expected an integer or None, got {type(value).__name__}")
+
+
 def check_flag(name: str, value: object) -> None:
     """Raises TypeError unless value is True or False."""
     if not isinstance(value, (bool, torch.SymBool)):

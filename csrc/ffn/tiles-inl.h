@@ -25,7 +25,7 @@ inline bool ffn_tiles_serve(const FfnMultiplyParams& p) {
 // Where the packed operands lie, and the work of packing them.
 struct FfnTileProduct {
   const FfnMultiplyParams& p;
-  const int64_t depth, steps, groups, panels;
+  const int64_t depth, steps;
   const TileWork work;
   LeftRows<TileKind::kPlain> left;
   BFloat16* right;
@@ -36,8 +36,6 @@ struct FfnTileProduct {
       : p(p),
         depth(round_up(p.depth, kTileDepth)),
         steps(depth / kTileDepth),
-        groups(ceil_div(p.rows, kPairSide)),
-        panels(p.columns / kPairSide),
         work(ceil_div(p.rows, kTileSide), p.columns, steps, kTileBytes, p.num_threads),
         left(nullptr, p.rows, depth) {
     char* at = static_cast<char*>(p.scratch);
@@ -53,8 +51,8 @@ struct FfnTileProduct {
     return static_cast<const BFloat16*>(operand.data) + row * operand.row + column * operand.column;
   }
 
-  int64_t left_items() const { return by_rows(p.a, p.depth) ? groups : steps; }
-  int64_t right_items() const { return by_columns(p.b, p.depth) ? panels : steps; }
+  int64_t left_items() const { return by_rows(p.a, p.depth) ? work.groups : steps; }
+  int64_t right_items() const { return by_columns(p.b, p.depth) ? work.panels : steps; }
 
   void pack_left_item(int64_t item) const {
     BFloat16* out = reinterpret_cast<BFloat16*>(left.data);

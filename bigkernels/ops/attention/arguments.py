@@ -289,10 +289,7 @@ def packed_call(
     if cu_seq_k is not cu_seq_q or k.shape[0] != q.shape[0]:  # else it has just been read
         _check_cu_seq("cu_seq_k", cu_seq_k, q, cu_seq_q.shape[0] - 1, k.shape[0], "key")
     for name, longest in (("max_q", max_q), ("max_k", max_k)):
-        if longest is not None and (
-            isinstance(longest, bool) or not isinstance(longest, (int, torch.SymInt))
-        ):
-            raise TypeError(f"{name}: expected an integer or None, got {type(longest).__name__}")
+        checks.check_integer_or_none(name, longest)
         if longest is not None and not 0 <= longest < 2**63:
             raise ValueError(f"{name}: got {longest}, expected 0 or more, below 2^63")
     left, right = _window("window_size", window_size)

@@ -48,9 +48,8 @@ def _check_keep(keep: object, tokens: object) -> None:
     checks.check_dense("keep", keep)
     if keep.dim() != 2 or keep.is_complex():
         raise ValueError(f"keep: {keep.dtype} of shape {tuple(keep.shape)}, expected (B, L)")
+    checks.check_integer_or_none("tokens", tokens)
     if tokens is not None:
-        if isinstance(tokens, bool) or not isinstance(tokens, (int, torch.SymInt)):
-            raise TypeError(f"tokens: expected an integer, got {type(tokens).__name__}")
         checks.check_number("tokens", tokens, 0, keep.shape[0] * keep.shape[1])
 
 
