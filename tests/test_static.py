@@ -28,10 +28,11 @@ needs_tools = pytest.mark.skipif(
 )
 
 
-def gate(*arguments: str) -> subprocess.CompletedProcess[str]:
+def gate(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    """The gate, or code that calls it."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, "-m", "tests.static", *arguments]
+    command = [sys.executable, *(["-c", code] if code else ["-m", "tests.static"]), *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
@@ -49,6 +50,33 @@ def test_what_is_compiled_again_is_as_the_table_says() -> None:
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "6 configurations, 6 compiled, 0 faults, 0 differ" in done.stdout
+
+
+EDITED = """
+import pathlib, sys
+from tests.static import __main__ as gate, row
+row.TABLE = pathlib.Path(sys.argv.pop())
+sys.exit(gate.main())
+"""
+
+
+@needs_tools
+def test_a_row_edited_by_hand_is_noticed(tmp_path) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    lines, names = row.TABLE.read_text().splitlines(), [f.name for f in dataclasses.fields(row.Row)]
+    number = next(
+        n for n, line in enumerate(lines) if line.startswith("triton column_sum bf16\tsm_80")
+    )
+    words = lines[number].split("\t")
+    column = names.index("registers")
+    right = words[column]
+    words[column] = wrong = f"1{right}"
+    lines[number] = "\t".join(words)
+    (tmp_path / "table.tsv").write_text("\n".join(lines) + "\n")
+    done = gate("--only", "^triton column_sum bf16", str(tmp_path / "table.tsv"), code=EDITED)
+    assert "3 configurations, 1 compiled, 0 faults" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"registers {wrong} -> {right}" in done.stdout
 
 
 @pytest.mark.full
@@ -144,9 +172,9 @@ def test_the_gate_closes(state) -> None:
     assert done.returncode == status, done.stdout + done.stderr
 
 
-def test_a_difference_names_the_field_and_a_new_digest_is_none() -> None:
+def test_a_difference_names_the_field_and_a_new_seal_is_none() -> None:
     one = next(iter(row.load().values()))
-    assert one.differences(dataclasses.replace(one, digest="other")) == []
+    assert one.differences(dataclasses.replace(one, seal="other")) == []
     more = dataclasses.replace(one, registers=one.registers + 8)
     assert one.differences(more) == [f"registers {one.registers} -> {one.registers + 8}"]
 

@@ -116,6 +116,5 @@ def row(
         wide_loads=wide["LDG"],
         wide_stores=wide["STG"],
         products=found.products(),
-        digest=digest,
     )
-    return made, faults
+    return made.sealed(digest), faults

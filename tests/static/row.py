@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Iterable
 
@@ -13,7 +14,7 @@ TABLE = pathlib.Path(__file__).with_name("table.tsv")
 class Row:
     """registers, shared: of a thread, and bytes of a block. blocks, warps: that a multiprocessor can hold
     at once. wide_loads, wide_stores: percent of the global accesses that move 128 bits. products:
-    instructions on tensor cores. digest: of all that the code depends on."""
+    instructions on tensor cores. seal: of these and of all that the code depends on."""
 
     kernel: str
     arch: str
@@ -25,18 +26,28 @@ class Row:
     wide_loads: int
     wide_stores: int
     products: int
-    digest: str
+    seal: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
         return self.kernel, self.arch
 
+    def sealed(self, code: str) -> Row:
+        """The row with its seal; code: digest of all that the code depends on."""
+        figures = [str(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "seal"]
+        seal = hashlib.sha256("\t".join([*figures, code]).encode()).hexdigest()[:12]
+        return dataclasses.replace(self, seal=seal)
+
+    def holds(self, code: str) -> bool:
+        """Whether it is of that code, and as it was written: not so after an edit of a figure by hand."""
+        return self == self.sealed(code)
+
     def differences(self, other: Row) -> list[str]:
-        """`field before -> after` of what is not the same; digests may differ."""
+        """`field before -> after` of what is not the same; seals may differ."""
         return [
             f"{field.name} {mine} -> {theirs}"
             for field in dataclasses.fields(self)
-            if field.name != "digest"
+            if field.name != "seal"
             and (mine := getattr(self, field.name)) != (theirs := getattr(other, field.name))
         ]
 

@@ -113,9 +113,8 @@ def compiled(name: str, arch: str) -> tuple[Row, list[str]]:
         wide_loads=_share(counts, "LDG"),
         wide_stores=_share(counts, "STG"),
         products=found.products(),
-        digest=configuration.digest(arch),
     )
-    return row, _faults(configuration, arch, found)
+    return row.sealed(configuration.digest(arch)), _faults(configuration, arch, found)
 
 
 def _faults(configuration: Configuration, arch: str, found: resources.Resources) -> list[str]:
