@@ -3,9 +3,10 @@
 import json
 import math
 
+import numpy
 import pytest
 
-from bigkernels.bench import cases, ceilings, encoders, fleet, peers, record, run
+from bigkernels.bench import cases, ceilings, encoders, fleet, peers, record, rooms, run
 from bigkernels.cli import main
 from bigkernels.training.data import DataError
 
@@ -44,6 +45,28 @@ def test_peers_that_read_berts_alone_are_left_out_of_other_encoders():
     assert encoders.batch("vit-base", 3, 0, "dense").tokens == 3 * 197
 
 
+def test_peers_held_to_avx2_run_beside_each_other_only():
+    wide, narrow = (peers.find("encoder", f"HF sdpa{held}") for held in ("", " AVX2"))
+    taken = {case.id for case in cases.catalogue().values() if run._takes(narrow, case)}
+    assert taken == {
+        f"encoder forward bert-base {size}" for size in ("dense 8x128", "ragged 16x128")
+    }
+    assert all(run._takes(wide, cases.find(name)) for name in taken)
+    ours = peers.find("encoder", "bigkernels AVX2")
+    assert ours.ours and {*narrow.environment} < {*ours.environment}
+
+
+def test_a_copy_moves_the_bytes_of_add_layer_norm_and_has_no_result(tmp_path):
+    case = cases.find("add_layer_norm forward 128x768 float32")
+    made = rooms.timed(rooms.copy(case.problem), case.problem.problem(), "forward")
+    made.call()
+    assert made.results() == {} and case.bytes == 3 * 128 * 768 * 4
+    numpy.savez(tmp_path / "copy.npz")
+    assert record.room_errors(case, tmp_path, ["copy", "torch"]) == {}
+    with pytest.raises(rooms.RefusedError, match="float32 without dropout only"):
+        rooms.copy(cases.find("layer_norm forward 128x768 float32").problem)
+
+
 def test_a_causal_encoder_computes_half_the_scores():
     shape = {"layers": 2, "hidden": 8, "intermediate": 16, "causal": 0}
     full, half = (cases.encoder_flops(shape | {"causal": c}, [1, 3]) for c in (0, 1))
@@ -60,7 +83,8 @@ def test_rows_compare_rounds_of_one_core_state():
     stock, mine, refused = rows
     assert (stock["state"], stock["median"], stock["speed_up"]) == ("fast", 1.0, 1.0)
     assert (mine["median"], mine["speed_up"], mine["dropped"]) == (0.5, 2.0, 1)
-    assert mine["by_state"]["slow"] == {"median": 2.0, "samples": 2}
+    assert mine["by_state"]["slow"] == {"median": 2.0, "samples": 2, "speed_up": None}
+    assert mine["by_state"]["fast"] == {"median": 0.5, "samples": 3, "speed_up": 2.0}
     assert mine["error"] == 1.0
     assert refused["refused"] == "no" and "median" not in refused
 

@@ -1,11 +1,12 @@
 """What is made of the harness's records: comparison, plots, page, the README's table."""
 
+import copy
 import json
 
 import bench_records
 import pytest
 
-from bigkernels.bench import cases, grid, peers, report
+from bigkernels.bench import cases, grid, peers, report, targets
 from bigkernels.bench.compare import compare
 from bigkernels.cli import main
 
@@ -101,6 +102,66 @@ def test_the_readme_gets_its_table_between_its_marks(written, tmp_path):
     readme.write_text("no marks")
     with pytest.raises(ValueError, match="lacks the lines"):
         report.write_readme(made, folder, readme)
+
+
+def test_every_target_has_its_case_and_its_rivals():
+    for target in targets.targets():
+        case = cases.find(target.case)
+        kind = "encoder" if case.batch else "room"
+        for name in (target.ours, *target.rivals):
+            assert case.group in peers.find(kind, name).groups, target
+        wanted = peers.find(kind, target.ours)
+        if kind == "encoder":
+            assert {peers.find(kind, n).precision for n in target.rivals} == {wanted.precision}
+            assert case.patience > 1 and case.narrow >= wanted.narrow
+    assert "HF sdpa AVX2" not in targets._of("float32")
+
+
+def test_a_target_is_met_only_if_it_is_in_each_core_state():
+    (target,) = [t for t in targets.targets() if t.name.startswith("BERT-base int8, 8x128")]
+
+    def row(peer, states):
+        samples = [[i, s] for i, s in enumerate(s for s in states.values() for _ in range(3))]
+        by_state = {name: {"median": s, "samples": 3} for name, s in states.items()}
+        facts = {"case": target.case, "peer": peer, "median": states["fast"], "bytes": 100}
+        facts |= {"samples": samples, "by_state": by_state, "disturbed": False}
+        return facts | {"first_result_seconds": 1.0}
+
+    for ours, met in (({"fast": 1.0, "slow": 2.0}, True), ({"fast": 1.0, "slow": 4.0}, False)):
+        rows = [row(target.ours, ours), row("OpenVINO int8", {"fast": 2.0, "slow": 4.0})]
+        (found,) = targets.outcomes({"rows": rows, "ceilings": {"read": {"memory": 1.0}}})
+        assert (found.met, found.rival, found.by_state["fast"]) == (met, "OpenVINO int8", 2.0)
+        assert found.by_state["slow"] == 4.0 / ours["slow"]
+
+
+def test_weights_read_at_the_speed_of_memory_meet_a_target_too():
+    made = copy.deepcopy(bench_records.made())
+    (row,) = [
+        r
+        for r in made["rows"]
+        if (r["case"], r["peer"]) == ("encoder forward bert-base dense 1x16", peers.OURS)
+    ]
+    row["bytes"] = 10**6
+    for share, met in ((0.9, True), (0.5, False)):
+        made["ceilings"]["read"]["memory"] = row["bytes"] / row["median"] / share
+        found = next(o for o in targets.outcomes(made) if o.name == "BERT-base float32, 1x16")
+        assert found.ratio < found.least and found.share == pytest.approx(share)
+        assert found.met == met
+
+
+def test_the_targets_are_on_the_page_and_a_table(written, tmp_path, capsys):
+    folder = written[0]
+    assert "<h2>Targets</h2>" in (folder / "index.html").read_text()
+    file = tmp_path / "cells.json"
+    cell = grid.Cell("float32", "minilm", 1, 16, 0.9, True, True)
+    file.write_text(json.dumps(bench_records.made(chosen=set()) | {"cells": [cell._asdict()]}))
+    assert main(["bench", "--targets", str(folder / "full.json"), str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "| never slower, 1 cells | 1.00x | 0.90x | stock |  |  | 0 | missed |" in shown
+    assert shown.count("\n| ") == len(list(targets.targets())) + 2
+    file.write_text(json.dumps(bench_records.made(chosen=set())))
+    assert main(["bench", "--targets", str(file)]) == 1
+    assert "no case of a target" in capsys.readouterr().err
 
 
 def test_a_record_of_few_cases_has_the_plots_it_has_data_for(tmp_path):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import peers
+from . import peers, targets
 
 _STYLE = """
 :root { color-scheme: light; --ours: #1d5fd0; --line: #d9dde2; --soft: #5b6470; }
@@ -47,7 +47,9 @@ def write(record: Mapping[str, Any], plots: Mapping[str, Path], file: Path) -> N
         *_head(record),
         "<h2>Plots</h2><div class='plots'>",
         *(_plot(title, path) for title, path in plots.items()),
-        "</div><h2>Every case</h2>",
+        "</div>",
+        *_targets(record),
+        "<h2>Every case</h2>",
         "<p class='soft'>Medians and quartiles of one call. Speed-up over plain torch (kernels) or "
         "transformers with SDPA in float32 (encoders), paired by round. Error: the largest one against "
         "float64 through the baseline's; cos: the smallest cosine of a token.</p>",
@@ -96,6 +98,23 @@ def _plot(title: str, path: Path) -> str:
         f"<figure><figcaption>{alt}</figcaption>"
         f"<img alt='{alt}' src='data:image/png;base64,{data}'></figure>"
     )
+
+
+def _targets(record: Mapping[str, Any]) -> list[str]:
+    found = targets.outcomes(record)
+    if not found:
+        return []
+    lines = [[f"<td>{_text(cell)}</td>" for cell in targets.cells(outcome)] for outcome in found]
+    marks = [" class='ours'" if outcome.met else "" for outcome in found]
+    return [
+        "<h2>Targets</h2><p class='soft'>Times as fast as the fastest rival of the same precision, in shared "
+        "rounds; add and LayerNorm: as a copy of the same bytes. It has to hold on fast and on slow cores.</p>",
+        "<div class='scroll'><table><tr>",
+        *(f"<th>{head}</th>" for head in targets.HEADS),
+        "</tr>",
+        *(f"<tr{mark}>{''.join(line)}</tr>" for mark, line in zip(marks, lines, strict=True)),
+        "</table></div>",
+    ]
 
 
 def _cases(rows: Sequence[Mapping[str, Any]]) -> list[str]:

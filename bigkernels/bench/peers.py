@@ -11,6 +11,7 @@ from typing import Any
 _OPS = ("layer_norm", "attention", "ffn", "embedding")
 BASELINES = {**dict.fromkeys(_OPS, "torch"), "encoder": "HF sdpa"}
 OURS = "bigkernels"
+COPY = "copy"  # not a peer: what moving the same bytes costs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Peer:
     needs: modules it imports; install: the line that brings them. environment: variables of its
     process. precision: whose error it is compared with. full: only in full runs, on cases that are
     `compiled`, because setting it up takes minutes. gpu: it can run on GPUs only. berts: of the
-    encoders it takes BERTs only.
+    encoders it takes BERTs only. narrow: it is held to AVX2, and only on cases that are `narrow`.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Peer:
     full: bool = False
     gpu: bool = False
     berts: bool = False
+    narrow: bool = False
 
     @property
     def ours(self) -> bool:
@@ -81,6 +83,10 @@ _PASSIVE = (("OMP_WAIT_POLICY", "passive"),)
 _CT2 = _BERTS | {
     "needs": ("ctranslate2",), "install": "pip install ctranslate2", "environment": _PASSIVE
 }  # fmt: skip
+# ATen's own kernels, and the products of MKL and oneDNN, as on a CPU without AVX-512.
+_ATEN_AVX2 = (("ATEN_CPU_CAPABILITY", "avx2"),)
+_AVX2 = (*_ATEN_AVX2, ("MKL_ENABLE_INSTRUCTIONS", "AVX2"), ("ONEDNN_MAX_CPU_ISA", "AVX2"))
+_OURS_AVX2 = (*_AVX2, ("BIGKERNELS_ISA", "avx2"))
 _BF16, _INT8, _AUTO = {"precision": "bfloat16"}, {"precision": "int8"}, {"precision": "autocast"}
 
 PEERS: tuple[Peer, ...] = (
@@ -91,6 +97,7 @@ PEERS: tuple[Peer, ...] = (
     Peer("sdpa efficient", ("attention",), "rooms:sdpa", ("efficient",), gpu=True),
     Peer("sdpa cudnn", ("attention",), "rooms:sdpa", ("cudnn",), gpu=True),
     Peer("mkldnn prepacked", ("ffn",), "rooms:prepacked"),
+    Peer(COPY, ("layer_norm",), "rooms:copy"),
     Peer("torch.compile", _OPS, "rooms:compiled", full=True),
     Peer("bigkernels", _OPS, "rooms:bigkernels"),
     _encoder("HF sdpa", _HF, "sdpa", "float32", **_NEEDS_HF),
@@ -122,6 +129,17 @@ PEERS: tuple[Peer, ...] = (
         "bigkernels nn", "torch_encoders:fast_path", "float32", "accelerated", **_NEEDS_HF, **_BERTS
     ),
     _encoder("bigkernels int8", "torch_encoders:accelerated", "int8", **_NEEDS_HF, **_INT8),
+    _encoder(
+        "bigkernels int8_weights", "torch_encoders:accelerated", "int8_weights", **_NEEDS_HF, **_INT8
+    ),
+    _encoder("HF sdpa AVX2", _HF, "sdpa", "float32", environment=_AVX2, narrow=True, **_NEEDS_HF),
+    _encoder(
+        "HF sdpa ATen AVX2", _HF, "sdpa", "float32", environment=_ATEN_AVX2, narrow=True, **_NEEDS_HF
+    ),
+    _encoder(
+        "bigkernels AVX2", "torch_encoders:accelerated", "float32", environment=_OURS_AVX2,
+        narrow=True, **_NEEDS_HF,
+    ),
     Peer("Liger", _OPS, needs=("liger_kernel",), install="pip install liger-kernel", gpu=True),
     Peer("FlashAttention", ("attention",), needs=("flash_attn",), install="pip install flash-attn", gpu=True),
     Peer("FlashAttention 3", ("attention",), needs=("fa3_fwd",), install="pip install fa3-fwd", gpu=True),

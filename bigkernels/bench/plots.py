@@ -222,7 +222,8 @@ def fill(rows: Rows) -> Figure | None:
 
 
 def _best_peer(rows: Rows, case: str) -> float:
-    theirs = [r["speed_up"] for r in rows if r["case"] == case and r["peer"] != peers.OURS]
+    others = [r for r in rows if r["peer"] not in (peers.OURS, peers.COPY)]
+    theirs = [r["speed_up"] for r in others if r["case"] == case]
     return max((value for value in theirs if value), default=1.0)
 
 

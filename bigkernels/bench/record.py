@@ -5,7 +5,6 @@ benchmarks/README.md documents the JSON this writes.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ def rows(
     state = common_state(answers)
     timings = {a["peer"]: _timing(a, state) for a in answers if a["samples"]}
     base = timings.get(peers.BASELINES[case.group])
+    stock = [a for a in answers if a["peer"] == peers.BASELINES[case.group] and a["samples"]]
     facts = _facts(case)
     found = []
     for answer in answers:
@@ -44,6 +44,7 @@ def rows(
         timing = timings.get(answer["peer"])
         if timing is not None:
             row |= _measured(answer, timing, state)
+            row["by_state"] = _by_state(answer, stock[0] if stock else None)
             row["speed_up"] = timing.times_faster_than(base) if base else None
         row |= errors.get(answer["peer"], {})
         found.append(row)
@@ -89,18 +90,28 @@ def _facts(case: Case) -> dict[str, Any]:
     return {"case": case.id, **{name: getattr(case, name) for name in names}}
 
 
+def _by_state(answer: Mapping[str, Any], stock: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Median and number of the samples of each core state there was; speed_up over stock in that state, None if
+    either has fewer than FEWEST samples of it."""
+    found: dict[str, Any] = {}
+    for state in ("fast", "slow", "mixed"):
+        mine = [s for s in _usable(answer) if s[2] == state]
+        theirs = [s for s in _usable(stock) if s[2] == state] if stock else []
+        if not mine:
+            continue
+        timing, speed_up = _timing(answer, state), None
+        if stock and min(len(mine), len(theirs)) >= FEWEST:
+            speed_up = timing.times_faster_than(_timing(stock, state))
+        found[state] = {"median": timing.median, "samples": len(mine), "speed_up": speed_up}
+    return found
+
+
 def _measured(answer: Mapping[str, Any], timing: Any, state: str) -> dict[str, Any]:
-    by_state: dict[str, Any] = {}
-    for name in ("fast", "slow", "mixed"):
-        seconds = [s[1] for s in _usable(answer) if s[2] == name]
-        if seconds:
-            by_state[name] = {"median": statistics.median(seconds), "samples": len(seconds)}
     return {
         "median": timing.median,
         "lower": timing.lower,
         "upper": timing.upper,
         "state": state,
-        "by_state": by_state,
         "samples": [[turn, seconds] for turn, seconds in timing.samples],
         "dropped": timing.dropped,
         "disturbed": not any(s[3] for s in answer["samples"]),
@@ -134,8 +145,7 @@ def room_errors(case: Case, folder: Path, names: Sequence[str]) -> dict[str, dic
     errors = {}
     for name in names:
         file = folder / f"{name}.npz"
-        if file.is_file():
-            got = np.load(file)
+        if file.is_file() and (got := np.load(file)).files:  # a copy has no results
             # In units of each tensor's own size, so that outputs and gradients weigh the same.
             errors[name] = max(
                 float(np.abs(got[key] - truth[key]).max() / np.abs(truth[key]).max())

@@ -14,7 +14,7 @@ import bigkernels
 from bigkernels.cli import machine
 from bigkernels.training.data import DataError
 
-from . import ceilings, encoders, peers, record
+from . import ceilings, encoders, peers, record, targets
 from .cases import Case
 from .fleet import SPINNING, Fleet, Process
 from .worker import BATCH
@@ -62,7 +62,7 @@ def run(
                 rows += bench.time(mine, running)
     for row in rows:
         row |= record.roof(row, bench.roofs)
-    return {
+    found = {
         "schema": record.SCHEMA,
         "mode": effort.name,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -76,6 +76,7 @@ def run(
         "peers": [_listed(peer) for peer in wanted],
         "rows": rows,
     }
+    return found | {"targets": [outcome._asdict() for outcome in targets.outcomes(found)]}
 
 
 class Bench:
@@ -133,7 +134,8 @@ class Bench:
             folder = Path(name)
             if case.batch:
                 encoders.batch(*case.batch).save(folder / BATCH)
-            answers = fleet.run(case, names, rounds, self.effort.seconds, folder, self._state)
+            seconds = case.patience * self.effort.seconds
+            answers = fleet.run(case, names, rounds, seconds, folder, self._state)
             return answers, {} if number else _errors(case, folder, names, self.helper)
 
     def _state(self) -> str:
@@ -154,7 +156,8 @@ OTHERS = tuple(name for name in encoders.NAMES if name not in encoders.BERTS)
 
 def _takes(peer: peers.Peer, case: Case) -> bool:
     other = case.batch is not None and case.batch[0] in OTHERS and peer.berts
-    return case.group in peer.groups and (case.compiled or not peer.full) and not other
+    left_out = other or (peer.full and not case.compiled) or (peer.narrow and not case.narrow)
+    return case.group in peer.groups and not left_out
 
 
 def _errors(

@@ -29,15 +29,16 @@ def stock(model: str, threads: int, attention: str, dtype: str) -> Built:
 
 
 def accelerated(model: str, threads: int, dtype: str) -> Built:
-    """bigkernels.accelerate on the same model. dtype: as for `stock`; "int8" as accelerate takes it, and
-    "high", float32 with torch's precision setting at that."""
+    """bigkernels.accelerate on the same model. dtype: as for `stock`; "int8" and "int8_weights" as accelerate
+    takes them, and "high", float32 with torch's precision setting at that."""
     import bigkernels
 
-    kept = dtype in ("autocast", "int8", "high")
+    integer = dtype if dtype in ("int8", "int8_weights") else None
+    kept = integer or dtype in ("autocast", "high")
     loaded = _loaded(model, threads, "sdpa", "float32" if kept else dtype)
     if dtype == "high":
         torch.set_float32_matmul_precision("high")
-    report = bigkernels.accelerate(loaded, "int8" if dtype == "int8" else None).report()
+    report = bigkernels.accelerate(loaded, integer).report()
     if not report.swapped:
         raise RuntimeError(str(report).splitlines()[-1])
     how = f"bigkernels.accelerate(AutoModel), {dtype}, {threads} threads"

@@ -122,6 +122,8 @@ def _bench_flags(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--grid", action="store_true", help=text)
     text = "plots and page of a JSON file beside it, its table into ./README.md"
     bench.add_argument("--readme", metavar="FILE", help=text)
+    text = "what JSON files say of the targets, as a table; the last one counts"
+    bench.add_argument("--targets", nargs="+", metavar="FILE", help=text)
     bench.add_argument("--mine", metavar="MODEL_PATH", help="your model, stock and accelerated")
     bench.add_argument(
         "--batch-size", type=_positive, default=32, help="sentences a batch (--mine)"

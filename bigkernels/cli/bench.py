@@ -32,6 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
         return compare_records(*arguments.compare)
     if arguments.grid:
         return grid(arguments)
+    if arguments.targets:
+        return show_targets(arguments.targets)
     if arguments.readme:
         return write_readme(Path(arguments.readme))
     return measure(arguments)
@@ -167,6 +169,19 @@ def write_readme(file: Path) -> int:
         report.write_readme(found, file.parent, Path("README.md"))
     except (OSError, ValueError) as error:
         raise CommandError(f"--readme: {error}") from error
+    return 0
+
+
+def show_targets(files: Sequence[str]) -> int:
+    """Prints what became of the targets, each from the last of the records that says something of it."""
+    from bigkernels.bench import targets
+
+    found = [outcome for file in files for outcome in targets.outcomes(_load(file))]
+    last = {(outcome.name, outcome.case): outcome for outcome in found}
+    if not last:
+        raise CommandError("--targets: the records have no case of a target")
+    print(targets.markdown(list(last.values())))
+    print(f"\n{sum(outcome.met for outcome in last.values())} of {len(last)} targets are met")
     return 0
 
 
