@@ -153,6 +153,30 @@ def test_without_its_model_the_rest_is_timed(monkeypatch, tmp_path, capsys):
     assert [row["peer"] for row in found["rows"]] == ["torch"]
 
 
+def test_an_interrupted_run_keeps_what_it_has_timed(monkeypatch, tmp_path, capsys):
+    timed, case = [], run.Bench._case
+
+    def interrupted(self, *arguments):
+        if timed:
+            raise KeyboardInterrupt
+        timed.append(case(self, *arguments))
+        return timed[0]
+
+    monkeypatch.setattr(run.Bench, "_case", interrupted)
+    flags = ["bench", "--quick", "--cases", "^attention overhead", "--peers", "torch,bigkernels"]
+    assert main([*flags, "--rounds", "1", "--out", str(tmp_path)]) == 130
+    found = json.loads((tmp_path / "quick.json").read_text())
+    assert found["interrupted"] and len({row["case"] for row in found["rows"]}) == 1
+    assert "refused" not in timed[0][0][0] and "attention overhead" in capsys.readouterr().out
+
+
+def test_the_grid_takes_cases_peers_and_list(capsys):
+    flags = ["--cases", "minilm dense 4x1024$|bert-base dense 4x1024$", "--peers", "HF sdpa"]
+    assert main(["bench", "--grid", "--list", *flags]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == ["encoder forward bert-base dense 4x1024", "HF sdpa"]
+
+
 def test_unknown_cases_and_peers_are_one_line(capsys):
     assert main(["bench", "--cases", "no such case"]) == 1
     assert capsys.readouterr().err == "bigkernels bench: --cases: no case matches 'no such case'\n"

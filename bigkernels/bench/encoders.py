@@ -112,7 +112,10 @@ def batch(name: str, size: int, length: int, kind: str) -> Batch:
         ids, mask = (np.array(made[key], dtype=np.int64) for key in ("input_ids", "attention_mask"))
         return Batch(ids, mask, chosen)
     lengths = _lengths(size, length, kind)
-    stream = tokens(" ".join(texts[: size * length // 8 + 64]), truncation=False)["input_ids"]
+    joined = " ".join(texts[: size * length // 8 + 64])
+    stream = tokens(joined, truncation=False, verbose=False)[
+        "input_ids"
+    ]  # longer than any model takes
     ids = np.full((size, length), tokens.pad_token_id, dtype=np.int64)
     mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
     for row in range(size):

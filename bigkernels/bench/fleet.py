@@ -56,6 +56,7 @@ class Process:
             stderr=self.errors,
             env=environment,
             bufsize=0,
+            start_new_session=True,  # an interrupt is the caller's: it closes its processes in order
         )
 
     def ask(self, **message: Any) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def run(
             mine = [case for case in chosen if (case.group == "encoder") == (kind == "encoder")]
             groups = {case.group for case in mine}
             running = [p for p in wanted if groups & {*p.groups} and p.build and not p.missing()]
-            if mine and running:
+            if mine and running and not bench.interrupted:
                 rows += bench.time(mine, running)
     for row in rows:
         row |= record.roof(row, bench.roofs)
@@ -75,6 +75,7 @@ def run(
         "ceilings": bench.roofs,
         "peers": [_listed(peer) for peer in wanted],
         "rows": rows,
+        "interrupted": bench.interrupted,
     }
     return found | {"targets": [outcome._asdict() for outcome in targets.outcomes(found)]}
 
@@ -88,6 +89,7 @@ class Bench:
     ) -> None:
         self.effort, self.threads, self.helper, self.say = effort, threads, helper, say
         self.roofs: ceilings.Roofs = {}
+        self.interrupted = False  # what was timed before is kept
 
     def time(self, mine: Sequence[Case], running: Sequence[peers.Peer]) -> list[dict[str, Any]]:
         """Rows of the cases: rooms or encoders."""
@@ -103,9 +105,12 @@ class Bench:
             passes += [self._pass(mine, again, number) for number in range(1, PASSES)]
         found: list[dict[str, Any]] = []
         for case in mine:
+            if case.id not in passes[0]:
+                continue
             answers, errors = passes[0][case.id]
             for other in passes[1:]:
-                record.add_samples(answers, other[case.id][0])
+                if case.id in other:
+                    record.add_samples(answers, other[case.id][0])
             rows = record.rows(case, answers, errors)
             self.say(f"{case.id}: {_summary(rows)}")
             found += rows
@@ -117,13 +122,18 @@ class Bench:
         """What all cases gave, in processes that live as long as this takes."""
         found: dict[str, Answered] = {}
         with Fleet(running, self.threads, self.effort.setup, self.effort.clock) as fleet:
-            for case in mine:
-                if not found:  # the processes have started by then
-                    self._measure_ceilings()
-                names = [peer.name for peer in running if _takes(peer, case)]
-                found[case.id] = self._case(case, fleet, names, number)
-                self.say(f"  timed {case.id}")
-            self._measure_ceilings()
+            try:
+                for case in () if self.interrupted else mine:
+                    if not found:  # the processes have started by then
+                        self._measure_ceilings()
+                    names = [peer.name for peer in running if _takes(peer, case)]
+                    found[case.id] = self._case(case, fleet, names, number)
+                    self.say(f"  timed {case.id}")
+                self._measure_ceilings()
+            except KeyboardInterrupt:
+                if not found and number == 0:
+                    raise  # nothing to keep
+                self.interrupted = True
         return found
 
     def _case(self, case: Case, fleet: Fleet, names: Sequence[str], number: int) -> Answered:

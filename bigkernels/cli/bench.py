@@ -7,7 +7,7 @@ import importlib.util
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def measure(arguments: argparse.Namespace) -> int:
     """Times the chosen cases, writes and shows the record."""
-    from bigkernels.bench import peers, report
+    from bigkernels.bench import cases, peers, report
 
-    chosen = _chosen(arguments)
+    quick = (c for c in cases.catalogue().values() if c.quick or not arguments.quick)
+    chosen = _chosen(arguments, quick)
     if arguments.list:
         print("\n".join(case.id for case in chosen))
         print_peers([vars(peer) | {"missing": peer.missing()} for peer in peers.PEERS])
@@ -52,13 +53,13 @@ def measure(arguments: argparse.Namespace) -> int:
     files = report.write(found, Path(arguments.out))
     if arguments.json:
         print_json(found)
-        return 0
+        return _status(found)
     show(found)
     print(f"{len(found['rows'])} rows in {found['seconds']:.0f} s")
     print("\n".join(str(file) for file in files))
     if len(files) == 1:
         print('no plots: pip install "bigkernels[plot]"')
-    return 0
+    return _status(found)
 
 
 def peer_names(arguments: argparse.Namespace) -> list[str]:
@@ -78,25 +79,31 @@ def grid(arguments: argparse.Namespace) -> int:
     from bigkernels.bench import report
     from bigkernels.integrations import slower
 
-    found = time_cases(arguments, over.grid_cases(arguments.quick), over.PEERS)
+    chosen = _chosen(arguments, over.grid_cases(arguments.quick))
+    names = peer_names(arguments) or over.PEERS
+    if arguments.list:
+        print("\n".join([*(case.id for case in chosen), *names]))
+        return 0
+    found = time_cases(arguments, chosen, names)
     found["mode"] = "grid"
     cells = over.cells(found)
     found["cells"] = [cell._asdict() for cell in cells]
     files = report.write(found, Path(arguments.out))
     obeyed = Path(arguments.out) / "slower.json"
     obeyed.write_text(over.slower_table(found), encoding="utf-8")
+    below = sum(cell.slower for cell in cells)
     if arguments.json:
         print_json(found)
-        return int(any(cell.slower for cell in cells))
+        return _status(found) or int(below > 0)
     for model in over.encoders_of(arguments.quick):
         for precision in over.AGAINST:
             rows = over.rows(cells, model, precision)
             lengths = sorted({cell.length for cell in cells if cell.model == model})
             columns = ["batch", *(f"length {length}" for length in lengths)]
             print_table(f"{model}: times as fast as stock, {precision}", columns, rows)
-    print(f"{sum(cell.slower for cell in cells)} of {len(cells)} cells below stock: {files[0]}")
+    print(f"{below} of {len(cells)} cells below stock: {files[0]}")
     print(f"accelerate obeys {obeyed} in the place of {slower.TABLE}")
-    return int(any(cell.slower for cell in cells))
+    return _status(found) or int(below > 0)
 
 
 def time_cases(
@@ -114,10 +121,13 @@ def time_cases(
     return run(chosen, effort, threads, names, lambda text: print(text, file=sys.stderr))
 
 
-def _chosen(arguments: argparse.Namespace) -> list[Any]:
-    from bigkernels.bench import cases
+def _status(found: dict[str, Any]) -> int:
+    """130, as of any interrupted command, if the record holds only what was timed until then."""
+    return 130 if found["interrupted"] else 0
 
-    found = [c for c in cases.catalogue().values() if c.quick or not arguments.quick]
+
+def _chosen(arguments: argparse.Namespace, of: Iterable[Any]) -> list[Any]:
+    found = list(of)
     if arguments.cases:
         try:
             found = [c for c in found if re.search(arguments.cases, c.id)]
