@@ -177,19 +177,15 @@ uint64_t mixed(uint64_t hash, uint64_t word) {
   return hash ^ (hash >> 29);
 }
 
-// Of dtype and shape too. Small tensors whole; of larger ones a cache line of every page, or, since
-// that would cost more than a short batch, 16 of them, one in each 16th; at a place that varies.
-// What changes a weight without a trace (fused optimizers, averages, masks, merges) writes all of
-// it or long runs.
-uint64_t fingerprint_of(const Tensor& weight, bool pages) {
+// Of a weight's bytes: small ones whole; of larger ones a cache line of every page, or, since that
+// would cost more than a short batch, 16 of them, one in each 16th; at a place that varies. What
+// changes a weight without a trace (fused optimizers, averages, masks, merges) writes all of it or
+// long runs. first: what else the hash is of.
+uint64_t fingerprint_of(const char* data, int64_t bytes, bool pages, uint64_t first) {
   constexpr int64_t kLine = 64, kWhole = 4096;
-  const char* data = static_cast<const char*>(weight.const_data_ptr());
-  const int64_t bytes = weight.numel() * element_size(dtype_of(weight));
   const int64_t lines = pages ? max_int(16, bytes / kWhole) : 16;
   // One chain a word of a line: a single one would wait for eight multiplications in a row.
-  uint64_t chains[kLine / 8] = {static_cast<uint64_t>(dtype_of(weight))};
-  for (const int64_t size : sizes_of(weight))
-    chains[0] = mixed(chains[0], static_cast<uint64_t>(size));
+  uint64_t chains[kLine / 8] = {first};
   const auto add = [&](int64_t begin, int64_t count) {
     for (int64_t i = 0; i < kLine / 8; ++i) {
       if (8 * i >= count) break;
@@ -215,6 +211,14 @@ uint64_t fingerprint_of(const Tensor& weight, bool pages) {
   return hash;
 }
 
+// Of dtype and shape too.
+uint64_t fingerprint_of(const Tensor& weight, bool pages) {
+  uint64_t first = static_cast<uint64_t>(dtype_of(weight));
+  for (const int64_t size : sizes_of(weight)) first = mixed(first, static_cast<uint64_t>(size));
+  const int64_t bytes = weight.numel() * element_size(dtype_of(weight));
+  return fingerprint_of(static_cast<const char*>(weight.const_data_ptr()), bytes, pages, first);
+}
+
 Tensor encoder_fingerprint(const Tensors& weights, bool pages) {
   STD_TORCH_CHECK(!weights.empty(), "weights: none given");
   Tensors kept;
@@ -229,6 +233,20 @@ Tensor encoder_fingerprint(const Tensors& weights, bool pages) {
 
 }  // namespace
 }  // namespace bigkernels
+
+// One fingerprint of the bytes at (count, 2) addresses and sizes; hashes: (count,) scratch.
+// Hundreds of tensors cost more on their way through torch's dispatcher than the hashing does.
+extern "C" __attribute__((visibility("default"))) uint64_t bigkernels_fingerprint_at(
+    int num_threads, int64_t count, const int64_t* places, int pages, uint64_t* hashes) {
+  using namespace bigkernels;
+  parallel_tiles(num_threads, count, [&](int64_t i, int) {
+    const char* data = reinterpret_cast<const char*>(places[2 * i]);
+    hashes[i] = fingerprint_of(data, places[2 * i + 1], pages != 0, 0);
+  });
+  uint64_t hash = 0;
+  for (int64_t i = 0; i < count; ++i) hash = mixed(hash, hashes[i]);
+  return hash;
+}
 
 STABLE_TORCH_LIBRARY_IMPL(bigkernels, CPU, m) {
   m.impl("encoder_pack_cpu", TORCH_BOX(&bigkernels::encoder_pack));

@@ -67,6 +67,15 @@ def test_a_copy_moves_the_bytes_of_add_layer_norm_and_has_no_result(tmp_path):
         rooms.copy(cases.find("layer_norm forward 128x768 float32").problem)
 
 
+def test_the_mere_reading_of_weights_stands_beside_one_sentence():
+    read = peers.find("encoder", peers.READS["bfloat16"])
+    taken = [case for case in cases.catalogue().values() if run._takes(read, case)]
+    assert [case.id for case in taken] == ["encoder forward bert-base dense 1x16"]
+    built = read.builder()("bert-base", 1, *read.arguments)
+    assert built.configuration.startswith(f"{12 * 768 * (4 * 768 + 2 * 3072) * 2} bytes")
+    assert built.numpy(built.prepare(None)()).ndim == 0
+
+
 def test_a_causal_encoder_computes_half_the_scores():
     shape = {"layers": 2, "hidden": 8, "intermediate": 16, "causal": 0}
     full, half = (cases.encoder_flops(shape | {"causal": c}, [1, 3]) for c in (0, 1))

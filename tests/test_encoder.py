@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bigkernels import Unsupported
-from bigkernels.ops.encoder import api, contract
+from bigkernels.ops.encoder import api, contract, cpu
 from bigkernels.ops.encoder.contract import PARTS, Facts
 from bigkernels.testing import cases
 from bigkernels.testing.oracle import same_bits
@@ -254,6 +254,25 @@ def test_a_fingerprint_tells_changed_exchanged_and_resized_weights(device, pages
         one = given[0].clone()
         one.view(-1)[place : place + 1024] += 1
         assert not torch.equal(before[0], api.fingerprint([one], pages)[0])
+
+
+@pytest.mark.parametrize("pages", [False, True])
+def test_weights_are_fingerprinted_where_they_lie(device, pages):
+    device.require(
+        "encoder", Facts("cpu", torch.float32, "float32", "gelu", False, False, 64, 128, 32, False)
+    )
+    given = [torch.randn(300, 300), torch.randn(300), torch.empty(0)]
+    places = cpu.Places(given)
+    before = places.fingerprint(pages)
+    assert before == cpu.Places(given).fingerprint(pages)
+    assert before == cpu.Places([t.clone() for t in given]).fingerprint(pages)
+    assert before != cpu.Places([given[1], given[0], given[2]]).fingerprint(pages)
+    for weight, part in ((given[0], slice(None)), (given[1], slice(299, 300))):
+        kept = weight.clone()
+        weight.data[part] *= 1.001
+        assert places.fingerprint(pages) != before
+        weight.data.copy_(kept)
+        assert places.fingerprint(pages) == before
 
 
 def test_wrong_arguments_are_named(device):

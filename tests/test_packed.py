@@ -34,7 +34,7 @@ def run(model, name="bert"):
 
 def packed_of(model):
     call = whole.known(model)
-    return None if call is None or call.copy._kept is None else call.copy._kept[2].data
+    return None if call is None or call.copy._kept is None else call.copy._kept.packed.data
 
 
 @pytest.mark.parametrize("name", list(families.FAMILIES))
@@ -73,8 +73,8 @@ def test_int8_keeps_the_last_third_of_the_layers_in_bfloat16():
     handle = bigkernels.accelerate(model, dtype="int8")
     run(model)
     call = whole.known(model)
-    assert (call.copy._kept[2].layers, call._tail._kept[2].layers) == (2, 1)
-    assert call._tail._kept[2].precision == "bfloat16"
+    assert (call.copy._kept.packed.layers, call._tail._kept.packed.layers) == (2, 1)
+    assert call._tail._kept.packed.precision == "bfloat16"
     assert handle.report().packed_bytes == call.copy.bytes + call._tail.bytes
     model.train()
     assert handle.report().packed_bytes == 0

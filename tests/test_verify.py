@@ -256,7 +256,7 @@ def test_stale_packed_weights_are_flagged(monkeypatch):
     fresh = PackedCopy.of
 
     def stale(self, *given):
-        return fresh(self, *given) if self._kept is None else self._kept[2]
+        return fresh(self, *given) if self._kept is None else self._kept.packed
 
     monkeypatch.setattr(PackedCopy, "of", stale)
     model.encoder.layer[1].output.dense.weight.data[3, 5] += 0.01

@@ -23,7 +23,8 @@ class Case:
     minutes to set up. flops, bytes: what a call must
     compute and move, 0 = unknown. tokens: real ones of an encoder's batch, length: the sequence
     length, 0 = none. problem: the call, a bigkernels.testing case. batch: (model, B, L, kind) of
-    an encoder. narrow: also by peers that are held to AVX2. patience: of an effort's seconds, how many
+    an encoder. narrow: also by peers that are held to AVX2. streams: also by the mere
+    reading of the weights, which is most of its time. patience: of an effort's seconds, how many
     times it may take to get its rounds.
     """
 
@@ -40,6 +41,7 @@ class Case:
     problem: Any = None
     batch: tuple[str, int, int, str] | None = None
     narrow: bool = False
+    streams: bool = False
     patience: float = 1.0
 
 
@@ -75,7 +77,7 @@ def encoder_case(model: str, size: int, length: int, kind: str, mode: str, quick
     shape = f"{model} {size}x{length}{'' if kind == 'dense' else ' ' + kind}"
     batch = (model, size, length, kind)
     facts: dict[str, Any] = {"length": length, "batch": batch, "compiled": batch in _COMPILED}
-    facts["narrow"] = batch in _NARROW
+    facts |= {"narrow": batch in _NARROW, "streams": batch == ("bert-base", 1, 16, "dense")}
     return Case(name, "encoder", mode, shape, "", quick, **facts)
 
 

@@ -12,6 +12,7 @@ _OPS = ("layer_norm", "attention", "ffn", "embedding")
 BASELINES = {**dict.fromkeys(_OPS, "torch"), "encoder": "HF sdpa"}
 OURS = "bigkernels"
 COPY = "copy"  # not a peer: what moving the same bytes costs
+READS = {"float32": "weights read", "bfloat16": "weights read bf16"}  # the same of weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Peer:
     needs: modules it imports; install: the line that brings them. environment: variables of its
     process. precision: whose error it is compared with. full: only in full runs, on cases that are
     `compiled`, because setting it up takes minutes. gpu: it can run on GPUs only. berts: of the
-    encoders it takes BERTs only. narrow: it is held to AVX2, and only on cases that are `narrow`.
+    encoders it takes BERTs only. narrow, streams: it is held to AVX2, or only reads as many bytes as the weights
+    have; only on cases that are `narrow`, or `streams`.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Peer:
     gpu: bool = False
     berts: bool = False
     narrow: bool = False
+    streams: bool = False
 
     @property
     def ours(self) -> bool:
@@ -132,6 +135,8 @@ PEERS: tuple[Peer, ...] = (
     _encoder(
         "bigkernels int8_weights", "torch_encoders:accelerated", "int8_weights", **_NEEDS_HF, **_INT8
     ),
+    _encoder(READS["float32"], "torch_encoders:reading", "float32", streams=True),
+    _encoder(READS["bfloat16"], "torch_encoders:reading", "bfloat16", streams=True, **_BF16),
     _encoder("HF sdpa AVX2", _HF, "sdpa", "float32", environment=_AVX2, narrow=True, **_NEEDS_HF),
     _encoder(
         "HF sdpa ATen AVX2", _HF, "sdpa", "float32", environment=_ATEN_AVX2, narrow=True, **_NEEDS_HF
@@ -147,6 +152,8 @@ PEERS: tuple[Peer, ...] = (
     Peer("Transformer Engine", _OPS, needs=("transformer_engine",), install="pip install transformer-engine", gpu=True),
 )  # fmt: skip
 
+# No rivals of one who may use all of this machine.
+ASIDE = tuple(peer.name for peer in PEERS if peer.narrow or peer.streams)
 TRUTH = _encoder("float64", _HF, "eager", "float64", **_NEEDS_HF)
 
 

@@ -76,7 +76,8 @@ def kernels(rows: Rows) -> Figure | None:
 def encoders(rows: Rows) -> Figure | None:
     """One panel a case (full and ragged batches), a bar for every peer, fastest first; the baseline is
     the line at 1."""
-    panelled = _panels([r for r in rows if r["group"] == "encoder" and r.get("speed_up")])
+    shown = [r for r in rows if r["group"] == "encoder" and r["peer"] not in peers.ASIDE]
+    panelled = _panels([r for r in shown if r.get("speed_up")])
     if not panelled:
         return None
     counts = [len(found) for found in panelled.values()]

@@ -166,6 +166,8 @@ def encoder_errors(truth: Path, folder: Path, names: Sequence[str]) -> dict[str,
         file = folder / f"{name}.npz"
         if not file.is_file() or "hidden" not in (got := np.load(file)):
             continue
+        if got["hidden"].ndim < 3:  # the mere reading of weights
+            continue
         hidden = got["hidden"][real].astype(np.float64)
         errors[name] = float(np.abs(hidden - expected).max())
         norms = np.linalg.norm(hidden, axis=1) * np.linalg.norm(expected, axis=1)

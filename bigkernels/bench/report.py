@@ -81,6 +81,7 @@ def table(record: Mapping[str, Any]) -> str:
     them, and where from."""
     rows = [r for r in record["rows"] if r["group"] == "encoder" and r.get("speed_up")]
     rows = [r for r in rows if any(f" {words}" in r["case"] for words in SHOWN)]
+    rows = [r for r in rows if r["peer"] not in peers.ASIDE]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     heads = {row["case"]: f"{row['shape']}, {row['mode'].replace('_', ' ')}" for row in rows}
     value = {(row["peer"], row["case"]): row for row in rows}

@@ -165,9 +165,11 @@ OTHERS = tuple(name for name in encoders.NAMES if name not in encoders.BERTS)
 
 
 def _takes(peer: peers.Peer, case: Case) -> bool:
+    special = (peer.full, case.compiled), (peer.narrow, case.narrow), (peer.streams, case.streams)
+    if any(limited and not fits for limited, fits in special):
+        return False
     other = case.batch is not None and case.batch[0] in OTHERS and peer.berts
-    left_out = other or (peer.full and not case.compiled) or (peer.narrow and not case.narrow)
-    return case.group in peer.groups and not left_out
+    return case.group in peer.groups and not other
 
 
 def _errors(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import encoders
 from .built import Built, Forward
+from .cases import encoder_bytes
 from .encoders import Array, Batch
 
 
@@ -114,6 +115,21 @@ def fast_path(model: str, threads: int, dtype: str, how: str = "fast path") -> B
     return Built(shown, torch.__version__, prepare, to_numpy)
 
 
+def reading(model: str, threads: int, dtype: str) -> Built:
+    """No encoder: reads as many bytes as the layers' weights have in `dtype`, which no encoder can do without."""
+    torch.set_num_threads(threads)
+    size = encoder_bytes(encoders.facts(model)) // 4 * getattr(torch, dtype).itemsize
+    weights = torch.ones(size // 4)
+
+    def prepare(batch: Batch) -> Forward:
+        return weights.sum
+
+    def to_numpy(result: Tensor) -> Array:
+        return result.numpy()
+
+    return Built(f"{size} bytes, {threads} threads", torch.__version__, prepare, to_numpy)
+
+
 class _Prepacked(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -155,6 +171,7 @@ def _loaded(model: str, threads: int, attention: str, dtype: str) -> Any:
     loaded: Any = AutoModel.from_pretrained(
         encoders.folder(model), dtype=getattr(torch, dtype), attn_implementation=attention
     )
+    loaded.pooler = None  # only last hidden states are compared, and engines compute nothing else
     if hasattr(loaded.config, "use_cache"):
         loaded.config.use_cache = False
     return loaded.eval()

@@ -140,6 +140,8 @@ def _packed_ids(backbone: Any, given: dict[str, Any], plan: Plan) -> dict[str, A
     ids = ids.expand(plan.batch, plan.length)
 
     def pack(x: Tensor | None) -> Tensor | None:
+        if x is not None and plan.full:
+            return x.reshape(1, -1, *x.shape[2:])
         return None if x is None else packing.unpad(x, plan)[None]
 
     types = given.get("token_type_ids")
@@ -215,7 +217,7 @@ def forward(stock: Callable[..., Any], backbone: Any, *args: Any, **kwargs: Any)
     note(backbone, given, None)
     plan = plan_of(given)
     arguments = _packed_ids(backbone, given, plan)
-    if stacks.why_unfused(backbone.embeddings) is None:
+    if stacks.fused(backbone, "embeddings"):
         arguments["bigkernels_plan"] = plan
     hidden = backbone.embeddings(**arguments)
     if hasattr(backbone, "embeddings_project"):
@@ -223,7 +225,10 @@ def forward(stock: Callable[..., Any], backbone: Any, *args: Any, **kwargs: Any)
     hidden, precision = _layers(backbone, hidden, plan)
     if calls.wanted():
         calls.record(calls.Call(backbone, keep(given), plan, precision))
-    last = packing.pad(hidden[0], plan)
+    if plan.full:
+        last = hidden.view(plan.batch, plan.length, -1)
+    else:
+        last = packing.pad(hidden[0], plan)
     result: Any
     if hasattr(backbone, "pooler"):
         result = outputs.BaseModelOutputWithPoolingAndCrossAttentions(

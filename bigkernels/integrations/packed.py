@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from bigkernels.ops.encoder import api, contract
+from bigkernels.ops.encoder import api, contract, cpu
 
 FEW_TOKENS = 64
 
@@ -36,35 +36,53 @@ def _version(weight: Tensor) -> int:
     return -1 if weight.is_inference() else weight._version
 
 
-def _identity(weights: Sequence[Tensor]) -> list[int]:
-    """What changes when a weight is another tensor, or is written by an operation that counts versions; dtypes and
-    shapes are the fingerprint's."""
-    places = list(map(Tensor.data_ptr, weights))
+def _identity(weights: Sequence[Tensor]) -> list[Any]:
+    """What changes when a weight is another tensor, or is written by an operation that counts versions."""
+    found: list[Any] = list(map(Tensor.data_ptr, weights))
+    found += map(_DTYPE, weights)
+    found += map(_SHAPE, weights)
+    found += map(Tensor.is_contiguous, weights)
     try:
-        return places + list(map(_VERSION, weights))
+        found += list(map(_VERSION, weights))
     except RuntimeError:  # inference tensors count no versions
-        return places + list(map(_version, weights))
+        found += map(_version, weights)
+    return found
 
 
-_VERSION = operator.attrgetter("_version")
+_VERSION, _DTYPE, _SHAPE = map(operator.attrgetter, ("_version", "dtype", "shape"))
+
+
+class _Kept(NamedTuple):
+    """A packed copy; places: of its weights, None if some are not contiguous. prints: by whether of all pages."""
+
+    identity: list[Any]
+    places: cpu.Places | None
+    prints: tuple[int | list[int], int | list[int]]
+    packed: api.Packed
+
+
+def _fingerprint(weights: Sequence[Tensor], places: cpu.Places | None, pages: bool) -> Any:
+    if places is not None:
+        return places.fingerprint(pages)
+    return api.fingerprint(weights, pages).tolist()
 
 
 class PackedCopy:
     """The packed copy of one encoder's weights, made at need.
 
-    Fresh means: the tensors have the addresses and versions they were packed at, and their dtypes, shapes and values
+    Fresh means: the tensors have the addresses, dtypes, shapes and versions they were packed with, and their values
     the fingerprint (fused optimizers, ``.data`` and ``vector_to_parameters`` change values without a new version).
     Lives outside the model: nothing of it gets into a state_dict, a deepcopy or a pickle.
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[list[int], tuple[Tensor, Tensor], api.Packed] | None = None
+        self._kept: _Kept | None = None
 
     @property
     def bytes(self) -> int:
         """Bytes held now."""
         kept = self._kept
-        return 0 if kept is None else kept[2].data.nbytes
+        return 0 if kept is None else kept.packed.data.nbytes
 
     def drop(self) -> None:
         """Frees the copy; the next use packs again."""
@@ -92,15 +110,18 @@ class PackedCopy:
         identity = _identity(weights)
         pages = tokens >= FEW_TOKENS
         if kept is not None:
-            packed = kept[2]
+            packed = kept.packed
             asked = packed.heads == heads and packed.precision == precision
-            fits = asked and kept[0] == identity
-            if fits and torch.equal(kept[1][pages], api.fingerprint(weights, pages)):
+            # Only where they were may the weights' bytes be read.
+            fits = asked and kept.identity == identity
+            if fits and kept.prints[pages] == _fingerprint(weights, kept.places, pages):
                 return packed
             self._kept = kept = None  # freed before the new one is made
             del packed
-        prints = api.fingerprint(weights, False), api.fingerprint(weights, True)
+        contiguous = all(map(Tensor.is_contiguous, weights))
+        places = cpu.Places(weights) if contiguous else None
+        prints = _fingerprint(weights, places, False), _fingerprint(weights, places, True)
         made = api.pack_encoder(parts([w.detach() for w in weights], form), heads, precision)
         # Had another thread written in between, the fingerprint taken before would tell at the next use.
-        self._kept = (identity, prints, made)
+        self._kept = _Kept(identity, places, prints, made)
         return made

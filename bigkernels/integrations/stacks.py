@@ -21,6 +21,7 @@ class Seen(NamedTuple):
     snapshot: Snapshot
     attentions: tuple[nn.Module, ...]  # one for each configuration: its content may change
     recipe: whole.Recipe
+    fused: frozenset[str]  # the backbone's children that are what their roles say
 
     def holds(self) -> bool:
         """Whether all of that is so still."""
@@ -57,8 +58,16 @@ def why_not(
     attentions = [m for layer in found for m in layer.modules() if hasattr(m, "is_causal")]
     configs = {id(m.config): m for m in attentions}
     how = whole.recipe([_parts(layer) for layer in found])
-    _seen[backbone] = Seen(Snapshot(backbone), tuple(configs.values()), how)
+    fused = {
+        name for name, m in backbone._modules.items() if m is not None and why_unfused(m) is None
+    }
+    _seen[backbone] = Seen(Snapshot(backbone), tuple(configs.values()), how, frozenset(fused))
     return None
+
+
+def fused(backbone: nn.Module, child: str) -> bool:
+    """Whether a child was what its role says when ``why_not`` last found no reason against fusing."""
+    return child in _seen[backbone].fused
 
 
 def recipe(backbone: nn.Module) -> whole.Recipe | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import pathlib
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from bigkernels import library
 from bigkernels.ops.encoder.contract import Facts
@@ -14,12 +16,43 @@ from bigkernels.ops.encoder.contract import Facts
 _SERVED = ("float32", "high", "bfloat16", "int8", "int8_weights")
 
 
+def _extension() -> ctypes.CDLL:
+    return ctypes.CDLL(str(pathlib.Path(library.__file__).with_name("_C.so")))
+
+
 @functools.cache
 def _isa() -> str:
-    extension = pathlib.Path(library.__file__).with_name("_C.so")
-    function = ctypes.CDLL(str(extension)).bigkernels_cpu_isa
+    function = _extension().bigkernels_cpu_isa
     function.restype = ctypes.c_char_p
     return str(function().decode())
+
+
+@functools.cache
+def _fingerprint_at() -> Callable[[int, int, int, bool, int], int]:
+    function = _extension().bigkernels_fingerprint_at
+    place = ctypes.c_void_p
+    function.argtypes = [ctypes.c_int, ctypes.c_int64, place, ctypes.c_int, place]
+    function.restype = ctypes.c_uint64
+    return function
+
+
+class Places:
+    """Where contiguous weights lie: their fingerprint without looking at hundreds of tensors.
+
+    The caller sees to it that they lie there still, with that dtype and shape.
+    """
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        places = [(w.data_ptr(), w.nbytes) for w in weights]
+        self._places = torch.tensor(places, dtype=torch.int64)
+        self._count = len(places)
+
+    def fingerprint(self, pages: bool) -> int:
+        """Equal for equal bits; which of them are read is said at ``api.fingerprint``."""
+        hashes = torch.empty(self._count, dtype=torch.int64)
+        return _fingerprint_at()(
+            torch.get_num_threads(), self._count, self._places.data_ptr(), pages, hashes.data_ptr()
+        )
 
 
 def _integer_limits(facts: Facts) -> list[str]:

@@ -31,12 +31,15 @@ constexpr int64_t kCachedBytes = int64_t{1} << 20;
 constexpr int64_t kCacheLine = 64;  // bytes
 constexpr int64_t kLineFloats = kCacheLine / sizeof(float);
 
-// What is fetched ahead while a panel passes by: at every step kPanelParts lines from `near` on,
-// which moves by near_step bytes; at every line of a row of x so many lines, from `far` on, that
-// go to the second-level cache.
+template <class W>
+constexpr int64_t kStepLines = ceil_div(kPanelWidth * static_cast<int64_t>(sizeof(W)), kCacheLine);
+
+// What is fetched ahead while a panel passes by: at every step as many lines as a step has, from
+// `near` on and near_apart bytes apart; `near` moves by near_step bytes. At every line of a row of
+// x so many lines, from `far` on, that go to the second-level cache.
 struct Ahead {
   const char* near;
-  int64_t near_step;
+  int64_t near_step, near_apart;
   const char* far;
   int64_t far_lines;
 };
@@ -91,8 +94,8 @@ __attribute__((noinline)) void multiply_rows(const RowsTimesPanel<W>& p, Ahead a
 #pragma GCC unroll 3
         for (int v = 0; v < kPanelParts; ++v) right[v] = Vec::load(panel + v * Vec::kLanes);
 #pragma GCC unroll 3
-        for (int64_t b = 0; b < kPanelWidth * static_cast<int64_t>(sizeof(W)); b += kCacheLine)
-          __builtin_prefetch(ahead.near + b);
+        for (int64_t i = 0; i < kStepLines<W>; ++i)
+          __builtin_prefetch(ahead.near + i * ahead.near_apart);
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
           const Vec left = Vec::broadcast(x[r * x_row + k]);
@@ -209,7 +212,7 @@ struct PanelUnit {
     const char* far = reinterpret_cast<const char*>(product.panel((panel + 1) % work.panels));
     for (int64_t i = 0; i < count; ++i, far += part) {
       product.fetch_out((first + i) * rows.group, rows.rows_of(first + i), panel * kPanelWidth);
-      multiply(first + i, 0, product.depth, 0, {near, kStepBytes, far, lines});
+      multiply(first + i, 0, product.depth, 0, {near, kStepBytes, kCacheLine, far, lines});
       finish(first + i, 0, epilogue);
     }
   }
@@ -219,14 +222,15 @@ struct PanelUnit {
   // which is faster, as closely as it can.
   template <class E>
   void by_pieces(const E& epilogue) const {
-    constexpr int64_t kSteps = 8;
-    const int64_t step = ceil_div(kStepBytes, count);
+    constexpr int64_t kSteps = 8, kApart = kPieceSteps * kStepBytes / kStepLines<W>;
+    const int64_t apart = count == 1 ? kCacheLine : kApart;
+    const int64_t step = count == 1 ? kStepBytes : ceil_div(kApart, kPieceSteps * count);
     for (int64_t begin = 0; begin < product.depth; begin += kPieceSteps) {
       const int64_t end = min_int(product.depth, begin + kPieceSteps);
       const int64_t next = count == 1 ? begin + kSteps : end;
       const char* near = reinterpret_cast<const char*>(product.panel(panel) + next * kPanelWidth);
       for (int64_t i = 0; i < count; ++i, near += kPieceSteps * step)
-        multiply(first + i, begin, end, i, {near, step, nullptr, 0});
+        multiply(first + i, begin, end, i, {near, step, apart, nullptr, 0});
     }
     for (int64_t i = 0; i < count; ++i) finish(first + i, i, epilogue);
   }
