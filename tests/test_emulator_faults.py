@@ -98,12 +98,14 @@ SWAP_IN_WARP = """
 """
 
 
-def test_lanes_of_a_warp_need_its_barrier():
+@pytest.mark.parametrize("seed", SEEDS)
+def test_lanes_of_a_warp_need_its_barrier(seed):
     out = torch.zeros(32, dtype=torch.int32)
-    assert run(kernel(SWAP_IN_WARP, 1, 128), [out])
+    options = Options(seed=seed)
+    assert run(kernel(SWAP_IN_WARP, 1, 128), [out], options=options)
     assert torch.equal(out, torch.arange(32, dtype=torch.int32) ^ 1)
     without = SWAP_IN_WARP.replace("  bar.warp.sync -1;\n", "")
-    assert_found("race", run(kernel(without, 1, 128), [out]))
+    assert_found("race", run(kernel(without, 1, 128), [out], options=options))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -158,25 +160,31 @@ def test_accesses_of_16_bytes_and_of_words_are_watched_together(seed):
         assert_found("race|never written", one(body)[0])
 
 
-def test_a_misaligned_access_is_found():
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_misaligned_access_is_found(seed):
     body = "  ld.global.v4.f32 {%f0, %f1, %f2, %f3}, [%d0+4];"
-    assert_found("misaligned access of 16 bytes", run(kernel(body, 1), [torch.zeros(64)], 1))
+    report = run(kernel(body, 1), [torch.zeros(64)], 64, options=Options(seed=seed))
+    assert_found("misaligned access of 16 bytes", report)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("offset", [-4, 256, 1 << 20])
-def test_shared_memory_has_bounds(offset):
-    body = f"  mov.u32 %r1, memory;\n  st.shared.u32 [%r1+{offset}], %r0;"
-    assert_found("shared write of 4 bytes out of bounds", run(kernel(body, 0, 256), [], 1))
+def test_shared_memory_has_bounds(offset, seed):
+    body = f"  mov.u32 %r1, memory;\n  st.shared.u32 [%r1+{offset}], 7;"
+    report = run(kernel(body, 0, 256), [], 64, options=Options(seed=seed))
+    assert_found("shared write of 4 bytes out of bounds", report)
 
 
-def test_a_read_of_unwritten_memory_is_found():
-    body = "  mov.u32 %r1, memory;\n  ld.shared.u32 %r2, [%r1];"
-    assert_found("never written", run(kernel(body, 0, 256), [], 1))
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_read_of_unwritten_memory_is_found(seed):
+    body, options = "  mov.u32 %r1, memory;\n  ld.shared.u32 %r2, [%r1];", Options(seed=seed)
+    assert_found("never written", run(kernel(body, 0, 256), [], 64, options=options))
     x, out = torch.randn(64), torch.zeros(64)
     assert_found(
-        r"uninitialised memory of float32\[64\]", run(kernel(COPY, 2), [x, out], 32, 2, fresh=[x])
+        r"uninitialised memory of float32\[64\]",
+        run(kernel(COPY, 2), [x, out], 32, 2, options, fresh=[x]),
     )
-    assert run(kernel(COPY, 2), [x, out], 32, 2, fresh=[out])
+    assert run(kernel(COPY, 2), [x, out], 32, 2, options, fresh=[out])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -206,41 +214,68 @@ skip:
 """
 
 
-def test_divergence_at_what_the_whole_warp_must_reach_is_found():
+@pytest.mark.parametrize("seed", SEEDS)
+def test_divergence_at_what_the_whole_warp_must_reach_is_found(seed):
+    options = Options(seed=seed)
     barrier = DIVERGENT.format(instruction="bar.sync 0;")
-    assert_found("divergence: lanes ffff0000 of ffffffff", run(kernel(barrier, 0), [], 32))
+    assert_found(
+        "divergence: lanes ffff0000 of ffffffff", run(kernel(barrier, 0), [], 32, options=options)
+    )
     matrix = DIVERGENT.format(instruction="movmatrix.sync.aligned.m8n8.trans.b16 %r1, %r0;")
-    assert_found("divergence|deadlock", run(kernel(matrix, 0), [], 32))
+    assert_found("divergence|deadlock", run(kernel(matrix, 0), [], 32, options=options))
 
 
-def test_a_shuffle_that_some_lanes_never_reach_is_a_deadlock():
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_shuffle_that_some_lanes_never_reach_is_a_deadlock(seed):
     shuffle = DIVERGENT.format(instruction="shfl.sync.bfly.b32 %r1, %r0, 1, 31, -1;")
     loop = shuffle.replace("skip:", "skip:\n  @%p0 bra skip;")
     assert_found(
-        "divergence|deadlock|hangs", run(kernel(loop, 0), [], options=Options(limit=10_000))
+        "divergence|deadlock|hangs",
+        run(kernel(loop, 0), [], options=Options(seed=seed, limit=10_000)),
     )
 
 
-def test_a_barrier_that_some_warps_never_reach_is_a_deadlock():
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_barrier_that_some_warps_never_reach_is_a_deadlock(seed):
     body = "  setp.lt.u32 %p0, %r0, 32;\n  @%p0 bar.sync 1, 64;"
-    assert_found("deadlock in block 0.*\n.*warp 0 at barrier 1", run(kernel(body, 0), [], 64))
+    report = run(kernel(body, 0), [], 64, options=Options(seed=seed))
+    assert_found("deadlock in block 0.*\n.*warp 0 at barrier 1", report)
 
 
-def test_an_endless_loop_is_a_hang():
-    report = run(kernel("again:\n  bra again;", 0), [], options=Options(limit=10_000))
-    assert_found("hangs", report)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_endless_loop_is_a_hang(seed):
+    options = Options(seed=seed, limit=10_000)
+    assert_found("hangs", run(kernel("again:\n  bra again;", 0), [], 64, options=options))
 
 
-def test_a_trap_is_found():
-    assert_found("trap in thread 0", run(kernel("  trap;", 0), []))
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_trap_is_found(seed):
+    assert_found("trap in thread", run(kernel("  trap;", 0), [], 64, options=Options(seed=seed)))
 
 
 def test_what_the_emulator_does_not_know_is_named():
     for text in ("frobnicate.b32 %r1, %r0", "add.u32.wild %r1, %r0, %r0", "mov.u32 %r1, %nosuch"):
         with pytest.raises(EmulatorError, match=re.escape(text.split()[-1].rstrip(";"))):
             Module(kernel(f"  {text};", 0)).parameters("test")
+    for text in (
+        "redux.sync.add.f32 %f1, %f0, -1",
+        "shfl.sync.wild.b32 %r1, %r0, 1, 31, -1",
+        "testp.odd.f32 %p1, %f0",
+    ):
+        with pytest.raises(EmulatorError, match=r"redux|wild|odd"):
+            Module(kernel(f"  {text};", 0)).parameters("test")
     with pytest.raises(EmulatorError, match="unknown instruction frobnicate"):
         Module(kernel("  frobnicate.b32 %r1, %r0;", 0)).parameters("test")
+
+
+def test_a_finding_names_its_source_line():
+    text = kernel("  .loc 1 42 3\n" + COPY, 2, head='.file 1 "folder/name.cu"\n')
+    x, out = torch.randn(63), torch.zeros(64)
+    report = run(text, [x, out], 32, 2)
+    assert_found(r"out of bounds.*name\.cu:42", report)
+    report = run(text, [out, out.clone()], 32, 2, Options(counted=True))
+    assert {t.source_line for t in report.traffic if "global" in t.opcode} == {42}
+    assert {t.opcode: t.executed for t in report.traffic}["mad.lo.u32"] == 2
 
 
 def test_counters_see_conflicts_and_wasted_sectors():

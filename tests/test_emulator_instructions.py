@@ -107,6 +107,7 @@ def test_integer_arithmetic(bits):
         check_integers(
             f"rem.{t}", bits, 2, lambda a, b: a - b * truncated(a, b) if b else a, signed
         )
+        check_integers(f"mad.hi.{t}", bits, 3, lambda a, b, c: (a * b >> bits) + c, signed)
         if bits < 64:
             check_integers(f"mul.wide.{t}", bits, 2, lambda a, b: a * b, signed, 2 * bits)
     check_integers(f"abs.s{bits}", bits, 1, abs, True)
@@ -231,7 +232,11 @@ def test_flushing_and_saturation():
 
 
 @pytest.mark.parametrize(
-    "name", ["ex2.approx", "lg2.approx", "rsqrt.approx", "sin.approx", "tanh.approx"]
+    "name",
+    [
+        *("ex2.approx", "lg2.approx", "rsqrt.approx", "sin.approx", "tanh.approx"),
+        *("cos.approx", "rcp.approx", "sqrt.approx"),
+    ],
 )
 def test_approximate_functions_are_within_their_error(name):
     x = np.abs(floats(1, 4)[0]) + np.float32(0.01)
@@ -242,6 +247,9 @@ def test_approximate_functions_are_within_their_error(name):
         "rsqrt.approx": lambda v: 1 / np.sqrt(v),
         "sin.approx": np.sin,
         "tanh.approx": np.tanh,
+        "cos.approx": np.cos,
+        "rcp.approx": np.reciprocal,
+        "sqrt.approx": np.sqrt,
     }[name]
     got = execute(f"{name}.f32", ["f32", "f32"], [x])
     np.testing.assert_allclose(got, formula(x.astype(np.float64)), rtol=2**-22, atol=2**-22)

@@ -93,6 +93,12 @@ def atomics() -> Iterator[Case]:
         "  bar.sync 0;\n  red.shared.add.u32 [%r3], %r1;\n  bar.sync 0;\n  ld.shared.b32 %r2, [%r3];\n"
     )
     yield program("red.shared of all threads", "atomic", body + THERE, shared=256)
+    # Each thread's number to itself: twice it, in shared memory, where small ones stay.
+    body = HERE.replace(".b32 %r1", ".f32 %f1") + (
+        "  mov.u32 %r3, memory;\n  shl.b32 %r4, %r0, 2;\n  add.u32 %r5, %r3, %r4;\n  st.shared.f32 [%r5], %f1;\n"
+        "  red.shared.add.f32 [%r5], %f1;\n  ld.shared.f32 %f2, [%r5];\n  st.global.f32 [%d11], %f2;"
+    )
+    yield program("red.shared.add.f32", "atomic", body, ("f32",), kind="f32", shared=256)
 
 
 def vector_reductions() -> Iterator[Case]:

@@ -18,6 +18,7 @@ from bigkernels.testing.cases import Case
 from bigkernels.testing.cases.attention import (
     OFFSET,
     SEED,
+    SPREADS,
     _causal,
     _drawer,
     _keep_scores,
@@ -34,8 +35,8 @@ class PackedAttentionCase(Case):
     lengths: of the sequences; lengths_k: of their keys, where not the same. heads, heads_kv, dim,
     dim_v: sizes, the second and last where not H and D. causal, window, dropout_p: as the
     function's arguments. wide: cu_seq is int64, not int32. maxima: max_q and max_k are given. rows:
-    dropout positions are given. lse: returned, with a gradient. grads: inputs whose gradient is
-    wanted, by letter.
+    dropout positions are given. values: a key of SPREADS. lse: returned, with a gradient. grads: inputs
+    whose gradient is wanted, by letter.
     """
 
     room: ClassVar[str] = "attention"
@@ -53,6 +54,7 @@ class PackedAttentionCase(Case):
     rows: bool = False
     wide: bool = False
     maxima: bool = True
+    values: str = "normal"
     lse: bool = False
     grads: str = "qkv"
 
@@ -70,7 +72,8 @@ class PackedAttentionCase(Case):
             (keys, heads_kv, dim_v),
         )
         inputs: dict[str, Tensor | None] = {
-            name: draw(shape).to(self.dtype) for name, shape in zip("qkv", shapes, strict=True)
+            name: (draw(shape) * (SPREADS[self.values] if name == "q" else 1.0)).to(self.dtype)
+            for name, shape in zip("qkv", shapes, strict=True)
         }
         kind = torch.int64 if self.wide else torch.int32
         inputs["cu_q"] = torch.tensor([0, *accumulate(self.lengths)], dtype=kind)

@@ -49,6 +49,18 @@ uint64_t float_result(Operation operation, Type type, uint64_t old, uint64_t ope
   return result;
 }
 
+// Of float32 in global memory: what is subnormal counts as zero, and becomes it.
+uint64_t flushed_sum(uint64_t old, uint64_t operand) {
+  const float a = to_float(static_cast<uint32_t>(old)),
+              b = to_float(static_cast<uint32_t>(operand));
+  return to_bits(flush(flush(a) + flush(b)));
+}
+
+bool in_global_memory(Space space, uint64_t address) {
+  const uint64_t window = address & kWindowMask;
+  return space == Space::kGlobal || (space == Space::kGeneric && window != kSharedWindow);
+}
+
 uint64_t integer_result(Operation operation, Type type, uint64_t old, uint64_t operand,
                         uint64_t other) {
   const int unused = 64 - type.bits;
@@ -95,6 +107,7 @@ void atomic(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
   block.locate(warp, i, i.space, address, mask, static_cast<uint32_t>(bytes) * i.count,
                Access::kAtomic, nullptr, host);
   const bool floats = i.type.is_float() && operation <= kMax;
+  const bool may_flush = operation == kAdd && i.type == Type{Type::kFloat, 32};
   for (; mask != 0; mask &= mask - 1) {
     const int lane = __builtin_ctz(mask);
     if (host[lane] == nullptr) continue;
@@ -104,7 +117,9 @@ void atomic(Block& block, Warp& warp, const Instruction& i, uint32_t mask) {
       std::memcpy(&old, at, bytes);
       const Operand& source = i.vector[static_cast<size_t>(k)];
       const uint64_t operand = lane_value(warp, source, lane);
-      if (floats) {
+      if (may_flush && in_global_memory(i.space, address[lane])) {
+        result = flushed_sum(old, operand);
+      } else if (floats) {
         result = float_result(operation, i.type, old, operand);
       } else {
         const uint64_t other = i.c.present() ? lane_value(warp, i.c, lane) : 0;

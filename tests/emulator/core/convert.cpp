@@ -1,5 +1,6 @@
 // cvt: between integers, between floats, and from one to the other, with each rounding.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "block.h"
@@ -84,16 +85,34 @@ uint64_t extend(uint64_t bits, Type type) {
   return bits << unused >> unused;
 }
 
-uint64_t integer_to_float(uint64_t value, const Instruction& i) {
-  const bool is_signed = i.source_type.kind == Type::kSigned;
-  if (i.type.bits == 32 && static_cast<Rounding>(i.mode) == Rounding::kNearest) {
-    // At once: by way of a double, integers of 64 bits would be rounded twice.
-    return to_bits(is_signed ? static_cast<float>(static_cast<int64_t>(value))
-                             : static_cast<float>(value));
+// An integer at once: by way of a double, one of 64 bits would be rounded twice, or not as asked
+// for.
+double rounded_integer(uint64_t magnitude, bool negative, int digits, Rounding rounding) {
+  const int drop = std::max(0, 64 - std::countl_zero(magnitude) - digits);
+  uint64_t kept = drop == 0 ? magnitude : magnitude >> drop;
+  const uint64_t rest = magnitude - (kept << drop), half = drop == 0 ? 1 : 1ull << (drop - 1);
+  switch (rounding) {
+    case Rounding::kNearest:
+      kept += rest > half || (rest == half && (kept & 1));
+      break;
+    case Rounding::kZero:
+      break;
+    case Rounding::kDown:
+      kept += negative && rest > 0;
+      break;
+    case Rounding::kUp:
+      kept += !negative && rest > 0;
+      break;
   }
-  const double wide =
-      is_signed ? static_cast<double>(static_cast<int64_t>(value)) : static_cast<double>(value);
-  return narrow(wide, i);
+  const double value = std::ldexp(static_cast<double>(kept), drop);
+  return negative ? -value : value;
+}
+
+uint64_t integer_to_float(uint64_t value, const Instruction& i) {
+  const bool negative = i.source_type.kind == Type::kSigned && static_cast<int64_t>(value) < 0;
+  const int digits = i.type.bits == 32 ? 24 : 53;
+  const auto rounding = static_cast<Rounding>(i.mode);
+  return narrow(rounded_integer(negative ? 0 - value : value, negative, digits, rounding), i);
 }
 
 uint64_t saturated(uint64_t value, const Instruction& i) {

@@ -203,12 +203,15 @@ bool decode_memory(Decoder& decoder) {
   if (name == "st" && decoder.has("const")) decoder.unsupported("a store to constants");
   if (name == "ld" || name == "ldu" || name == "st") return decode_access(decoder, name != "st");
   if (name == "cvta") {
+    decoder.allow(
+        {"to", "global", "const", "shared", "shared::cta", "local", "param", "param::entry"});
     out.space = decoder.space();
     out.mode = decoder.has("to");
     out.d = decoder.destination(0, out.type.bytes());
     out.a = decoder.row(1, out.type.bytes());
     out.run = &convert_address;
   } else if (name == "isspacep") {
+    decoder.allow({"global", "const", "shared", "shared::cta", "local", "param"});
     out.space = decoder.space();
     out.d = decoder.predicate(0);
     out.a = decoder.row(1, 8);

@@ -151,13 +151,15 @@ void select_by_sign(Block&, Warp& warp, const Instruction& i, uint32_t mask) {
 void test(Block&, Warp& warp, const Instruction& i, uint32_t mask) {
   for_lanes(mask, [&](int lane) {
     const uint64_t bits = lane_value(warp, i.a, lane);
-    const double x = i.type.bits == 64 ? to_double(bits) : to_float(static_cast<uint32_t>(bits));
-    const bool found = i.mode == 0         ? std::isfinite(x)
-                       : i.mode == 1       ? std::isinf(x)
-                       : i.mode == 2       ? !std::isnan(x)
-                       : i.mode == 3       ? std::isnan(x)
-                       : i.type.bits == 64 ? std::isnormal(x) == (i.mode == 4)
-                                           : std::isnormal(static_cast<float>(x)) == (i.mode == 4);
+    const bool wide = i.type.bits == 64;
+    const double x = wide ? to_double(bits) : to_float(static_cast<uint32_t>(bits));
+    const bool small = x != 0 && std::fabs(x) < (wide ? 0x1p-1022 : 0x1p-126);
+    const bool found = i.mode == 0   ? std::isfinite(x)
+                       : i.mode == 1 ? std::isinf(x)
+                       : i.mode == 2 ? !std::isnan(x)
+                       : i.mode == 3 ? std::isnan(x)
+                       : i.mode == 4 ? std::isfinite(x) && !small  // zeros, too
+                                     : small;
     set_lane(warp, i.d, lane, found);
   });
 }
@@ -201,6 +203,7 @@ bool decode_select(Decoder& decoder) {
   } else if (decoder.name == "selp" || decoder.name == "slct") {
     const bool by_predicate = decoder.name == "selp";
     const int bytes = out.type.bytes();
+    decoder.allow({});
     out.d = decoder.destination(0, bytes);
     out.a = decoder.row(1, bytes);
     out.b = decoder.row(2, bytes);
@@ -213,7 +216,9 @@ bool decode_select(Decoder& decoder) {
       out.run = &select_by_sign;
     }
   } else if (decoder.name == "testp") {
+    decoder.allow({"finite", "infinite", "number", "notanumber", "normal", "subnormal"});
     out.mode = decoder.which({"finite", "infinite", "number", "notanumber", "normal", "subnormal"});
+    if (out.mode < 0 || out.type.kind != Type::kFloat) decoder.unsupported("form");
     out.d = decoder.predicate(0);
     out.a = decoder.row(1, out.type.bytes());
     out.run = &test;

@@ -152,6 +152,7 @@ bool decode_warp(Decoder& decoder) {
   Instruction& out = decoder.out;
   const std::string_view name = decoder.name;
   if (name == "shfl") {
+    decoder.allow({"sync", "bfly", "up", "down", "idx"});
     out.mode = decoder.which({"bfly", "up", "down", "idx"});
     out.d = decoder.with_predicate(0, 4);
     out.a = decoder.row(1, 4);
@@ -160,24 +161,29 @@ bool decode_warp(Decoder& decoder) {
     decode_members(decoder, 4);
     out.run = &shuffle;
   } else if (name == "vote") {
+    decoder.allow({"sync", "all", "any", "uni", "ballot"});
     out.mode = decoder.which({"all", "any", "uni", "ballot"});
     out.d = decoder.destination(0, out.mode == kBallot ? 4 : 0);
     out.a = decoder.predicate(1);
     decode_members(decoder, 2);
     out.run = &vote;
   } else if (name == "match") {
+    decoder.allow({"sync", "all", "any"});
     out.mode = decoder.which({"all", "any"});
     out.d = decoder.with_predicate(0, 4);
     out.a = decoder.row(1, out.type.bytes());
     decode_members(decoder, 2);
     out.run = &match;
   } else if (name == "redux") {
+    decoder.allow({"sync", "add", "min", "max", "and", "or", "xor"});
+    if (out.type.is_float()) decoder.unsupported("operand type");
     out.mode = decoder.which({"add", "min", "max", "and", "or", "xor"});
     out.d = decoder.destination(0, 4);
     out.a = decoder.row(1, 4);
     decode_members(decoder, 2);
     out.run = &reduce;
   } else if (name == "elect") {
+    decoder.allow({"sync"});
     out.d = decoder.with_predicate(0, 4);
     decode_members(decoder, 1);
     out.run = &elect;
