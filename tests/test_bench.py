@@ -6,7 +6,7 @@ import math
 import numpy
 import pytest
 
-from bigkernels.bench import cases, ceilings, encoders, fleet, peers, record, rooms, run
+from bigkernels.bench import cases, ceilings, encoders, fleet, grid, peers, record, rooms, run
 from bigkernels.cli import main
 from bigkernels.training.data import DataError
 
@@ -54,6 +54,14 @@ def test_peers_held_to_avx2_run_beside_each_other_only():
     assert all(run._takes(wide, cases.find(name)) for name in taken)
     ours = peers.find("encoder", "bigkernels AVX2")
     assert ours.ours and {*narrow.environment} < {*ours.environment}
+
+
+def test_peers_that_are_never_the_fastest_are_spared_the_heavy_cases():
+    slow, fast = (peers.find("encoder", name) for name in ("HF eager", "OpenVINO"))
+    large, small = (cases.find(f"encoder forward bert-base dense {n}") for n in ("4x512", "1x128"))
+    assert [run._takes(p, c) for p in (slow, fast) for c in (large, small)] == [0, 1, 1, 1]
+    (cell,) = [c for c in grid.grid_cases(False) if c.id == large.id]
+    assert run._takes(slow, cell) and cell.patience == 1
 
 
 def test_a_copy_moves_the_bytes_of_add_layer_norm_and_has_no_result(tmp_path):

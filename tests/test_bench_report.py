@@ -128,7 +128,7 @@ def test_a_target_is_met_only_if_it_is_in_each_core_state():
 
     for ours, met in (({"fast": 1.0, "slow": 2.0}, True), ({"fast": 1.0, "slow": 4.0}, False)):
         rows = [row(target.ours, ours), row("OpenVINO int8", {"fast": 2.0, "slow": 4.0})]
-        (found,) = targets.outcomes({"rows": rows})
+        (found,) = targets.outcomes({"rows": rows, "mode": "full"})
         assert (found.met, found.rival, found.by_state["fast"]) == (met, "OpenVINO int8", 2.0)
         assert found.by_state["slow"] == 4.0 / ours["slow"]
 
@@ -149,7 +149,8 @@ def test_the_targets_are_on_the_page_and_a_table(written, tmp_path, capsys):
     assert "<h2>Targets</h2>" in (folder / "index.html").read_text()
     file = tmp_path / "cells.json"
     cell = grid.Cell("float32", "minilm", 1, 16, 0.9, True, True)
-    file.write_text(json.dumps(bench_records.made(chosen=set()) | {"cells": [cell._asdict()]}))
+    rows = {"cells": [cell._asdict()], "mode": "grid"}
+    file.write_text(json.dumps(bench_records.made(slower={SLOWED: 9.0}) | rows))
     assert main(["bench", "--targets", str(folder / "full.json"), str(file)]) == 0
     shown = capsys.readouterr().out
     assert "| never slower, 1 cells | 1.00x | 0.90x | stock |  |  | 0 | missed |" in shown

@@ -24,7 +24,8 @@ class Case:
     compute and move, 0 = unknown. tokens: real ones of an encoder's batch, length: the sequence
     length, 0 = none. problem: the call, a bigkernels.testing case. batch: (model, B, L, kind) of
     an encoder. narrow: also by peers that are held to AVX2. streams: also by the mere
-    reading of the weights, which is most of its time. patience: of an effort's seconds, how many
+    reading of the weights, which is most of its time. heavy: by those peers alone that could be the fastest: a round
+    takes many seconds. patience: of an effort's seconds, how many
     times it may take to get its rounds.
     """
 
@@ -42,6 +43,7 @@ class Case:
     batch: tuple[str, int, int, str] | None = None
     narrow: bool = False
     streams: bool = False
+    heavy: bool = False
     patience: float = 1.0
 
 
@@ -49,7 +51,11 @@ class Case:
 def catalogue() -> dict[str, Case]:
     """Every case by its id; the same in every process."""
     encoders = [
-        dataclasses.replace(case, patience=_PATIENCE if case.batch in _AIMED else _IMPATIENCE)
+        dataclasses.replace(
+            case,
+            patience=_PATIENCE if case.batch in _AIMED else _IMPATIENCE,
+            heavy=case.batch in _AIMED and case.batch[0] == "bert-base" and case.length > 16,
+        )
         for case in _encoders()
     ]
     found = [*_layer_norm(), *_attention(), *_feed_forward(), *_embedding(), *encoders]
@@ -125,6 +131,8 @@ def _attention() -> Iterator[Case]:
             size = 4 * batch * heads * length * dim * dtype.itemsize
             sizes: dict[str, Any] = {"bytes": size, "length": length}
             yield _room(plain, "forward", text, quick, flops, **sizes)
+            if length == 32:  # only a target wants it
+                continue
             yield _room(plain, "backward", text, quick and batch == 8, flops * 5 // 2, **sizes)
             short = quick and batch == 8 and dtype == torch.float32
             if length <= 512:  # the reference's mask of a longer one takes gigabytes

@@ -154,6 +154,7 @@ PEERS: tuple[Peer, ...] = (
 
 # No rivals of one who may use all of this machine.
 ASIDE = tuple(peer.name for peer in PEERS if peer.narrow or peer.streams)
+NEVER_FASTEST = ("HF eager", "nn.TransformerEncoder", "bigkernels nn", "compile")
 TRUTH = _encoder("float64", _HF, "eager", "float64", **_NEEDS_HF)
 
 

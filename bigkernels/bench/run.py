@@ -168,6 +168,8 @@ def _takes(peer: peers.Peer, case: Case) -> bool:
     special = (peer.full, case.compiled), (peer.narrow, case.narrow), (peer.streams, case.streams)
     if any(limited and not fits for limited, fits in special):
         return False
+    if case.heavy and peer.name in peers.NEVER_FASTEST:
+        return False
     other = case.batch is not None and case.batch[0] in OTHERS and peer.berts
     return case.group in peer.groups and not other
 

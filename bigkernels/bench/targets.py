@@ -89,7 +89,10 @@ def targets() -> Iterator[Target]:
 
 
 def outcomes(record: Mapping[str, Any]) -> list[Outcome]:
-    """Of the targets that the record says something of; with the cells of a grid also of "never slower"."""
+    """Of the targets that the record says something of; a grid, which has stock peers alone, is for
+    ``never_slower``."""
+    if record["mode"] == "grid":
+        return []
     timed = {(row["case"], row["peer"]): row for row in record["rows"] if row.get("median")}
     found = []
     for target in targets():
@@ -101,7 +104,7 @@ def outcomes(record: Mapping[str, Any]) -> list[Outcome]:
             fastest = min(rivals, key=lambda row: float(row["median"]))
             read = timed.get((target.case, peers.READS.get(mine["dtype"], "")))
             found.append(_outcome(target, mine, fastest, read if target.saturated else None))
-    return found + _never_slower(record.get("cells", ()))
+    return found
 
 
 def _ratio(other: Any, mine: Any) -> tuple[float, int]:
@@ -140,18 +143,15 @@ def _outcome(target: Target, mine: Any, rival: Any, read: Any) -> Outcome:
     )
 
 
-def _never_slower(cells: Sequence[Any]) -> list[Outcome]:
-    """Of the grid's cells: the smallest ratio, and whether none is surely below 1."""
-    if not cells:
-        return []
-    facts = [cell if isinstance(cell, Mapping) else cell._asdict() for cell in cells]
-    worst = min(facts, key=lambda cell: float(cell["speed_up"]))
+def never_slower(cells: Sequence[Mapping[str, Any]]) -> Outcome:
+    """Of a grid's cells, one at least: the smallest ratio, and whether none is surely below 1."""
+    worst = min(cells, key=lambda cell: float(cell["speed_up"]))
     place = f"{worst['model']} {worst['batch']}x{worst['length']} {worst['precision']}"
-    name, below = f"never slower, {len(facts)} cells", sum(bool(cell["slower"]) for cell in facts)
+    name, below = f"never slower, {len(cells)} cells", any(cell["slower"] for cell in cells)
     ratio = worst["speed_up"]
-    return [
-        Outcome(name, place, peers.OURS, "stock", 1.0, ratio, {}, None, None, 0, False, not below)
-    ]
+    return Outcome(
+        name, place, peers.OURS, "stock", 1.0, ratio, {}, None, None, 0, False, not below
+    )
 
 
 HEADS = ("target", "wanted", "measured", "fastest rival", "fast cores", "slow cores", "rounds", "")

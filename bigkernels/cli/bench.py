@@ -186,8 +186,13 @@ def show_targets(files: Sequence[str]) -> int:
     """Prints what became of the targets, each from the last of the records that says something of it."""
     from bigkernels.bench import targets
 
-    found = [outcome for file in files for outcome in targets.outcomes(_load(file))]
+    records = [_load(file) for file in files]
+    found = [outcome for record in records for outcome in targets.outcomes(record)]
     last = {(outcome.name, outcome.case): outcome for outcome in found}
+    place = ("precision", "model", "batch", "length")
+    cells = {tuple(c[k] for k in place): c for record in records for c in record.get("cells", ())}
+    if cells:
+        last["never slower", ""] = targets.never_slower(list(cells.values()))
     if not last:
         raise CommandError("--targets: the records have no case of a target")
     print(targets.markdown(list(last.values())))
