@@ -66,9 +66,8 @@ def packed_bytes(layers: int, width: int, hidden: int, precision: str) -> int:
     padded = [(_round_up(rows, 96), columns) for rows, columns in matrices]
     size = _ELEMENT[precision]
     products = sum(rows * columns for rows, columns in padded) * size
-    products += (
-        padded[1][0] * padded[1][1] * (size == 1)
-    )  # the attention's own product is bfloat16's
+    if size == 1:  # the attention's own product is bfloat16's
+        products += padded[1][0] * padded[1][1]
     vectors = 3 * sum(rows for rows, _ in padded) + 4 * _round_up(width, 96)
     return int(layers * (products + 4 * vectors) + _HEADER)
 
