@@ -1,17 +1,17 @@
 """The GPU drawers of all rooms and their kernels, as the sources have them: what the gates must not miss."""
 
 import ast
+import importlib
 import pathlib
 import re
 
-from bigkernels import backends, library
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOLDERS = sorted((ROOT / "bigkernels" / "ops").glob("*/contract.py"))
 DRAWERS = [
-    (room, backend)
-    for room in library.ROOMS
-    for backend in ("cuda", "triton")
-    if (room, backend) in backends._DRAWERS
+    (folder.parent.name, backend)
+    for folder in FOLDERS
+    for backend in importlib.import_module(f"bigkernels.ops.{folder.parent.name}.contract").BACKENDS
+    if backend in ("cuda", "triton")
 ]
 ROOMS = list(dict.fromkeys(room for room, _ in DRAWERS))
 

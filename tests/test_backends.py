@@ -15,8 +15,9 @@ from conftest import HAS_GPU
 
 import bigkernels as bk
 from bigkernels import backends, library
+from bigkernels.library import ROOMS
 from bigkernels.ops.layer_norm.contract import Facts
-from bigkernels.testing.cases import ROOMS, cases
+from bigkernels.testing.cases import cases
 
 HERE = pathlib.Path(__file__).parent
 HAS_KERNELS = library.extension_error is None

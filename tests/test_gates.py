@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from bigkernels import backends, library
 from bigkernels.testing import cases
 from tests import gpu_drawers, test_mutants
 from tests.static import row
@@ -23,6 +24,13 @@ def test_there_are_drawers_and_they_have_kernels():
     assert len(gpu_drawers.DRAWERS) >= 7
     for drawer in gpu_drawers.DRAWERS:
         assert gpu_drawers.kernels(*drawer), drawer
+
+
+@drawers
+def test_each_drawer_is_known_to_the_hallway(room, backend):
+    assert room in library.ROOMS, f"ROOMS of bigkernels/library.py lacks {room}"
+    known = (room, backend) in backends._DRAWERS
+    assert known, f"bigkernels/__init__.py imports nothing that registers the drawers of {room}"
 
 
 @rooms

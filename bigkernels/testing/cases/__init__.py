@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from bigkernels.library import ROOMS
 from bigkernels.testing.problem import Problem, Tensors
-
-ROOMS = ("attention", "layer_norm", "ffn", "encoder", "embedding", "cross_entropy", "packing")
 
 _SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
 
