@@ -58,6 +58,16 @@ def test_one_copy_serves_many_calls():
     assert packed_of(model) is first
 
 
+def test_a_default_device_does_not_move_what_the_copy_is_checked_by():
+    model, _ = accelerated()
+    run(model)
+    kept = whole.known(model).copy._kept
+    with torch.device("meta"):
+        assert kept.places.fingerprint(True) == kept.prints[True]
+        one_weight_times(model)
+        assert kept.places.fingerprint(True) != kept.prints[True]
+
+
 def test_evaluation_mode_keeps_the_copy():
     model, _ = accelerated()
     run(model)

@@ -28,7 +28,7 @@ def _isa() -> str:
 
 
 @functools.cache
-def _fingerprint_at() -> Callable[[int, int, int, bool, int], int]:
+def _fingerprint_at() -> Callable[..., int]:
     function = _extension().bigkernels_fingerprint_at
     place = ctypes.c_void_p
     function.argtypes = [ctypes.c_int, ctypes.c_int64, place, ctypes.c_int, place]
@@ -43,16 +43,16 @@ class Places:
     """
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
-        places = [(w.data_ptr(), w.nbytes) for w in weights]
-        self._places = torch.tensor(places, dtype=torch.int64)
-        self._count = len(places)
+        # Not tensors: a default device or a mode would change what those are.
+        places = [number for w in weights for number in (w.data_ptr(), w.nbytes)]
+        self._places = (ctypes.c_int64 * len(places))(*places)
+        self._hashes = ctypes.c_uint64 * len(weights)
 
     def fingerprint(self, pages: bool) -> int:
         """Equal for equal bits; which of them are read is said at ``api.fingerprint``."""
-        hashes = torch.empty(self._count, dtype=torch.int64)
-        return _fingerprint_at()(
-            torch.get_num_threads(), self._count, self._places.data_ptr(), pages, hashes.data_ptr()
-        )
+        hashes = self._hashes()
+        count, threads = len(hashes), torch.get_num_threads()
+        return _fingerprint_at()(threads, count, self._places, pages, hashes)
 
 
 def _integer_limits(facts: Facts) -> list[str]:
