@@ -120,6 +120,10 @@ time_peers() {
   step peers 400 "$PYTHON" benchmarks/gpu_peers.py --device $device "${sizes[@]}" --seconds 380 \
     --json "$OUT/peers.json"
   cat "$log.step" >>"$OUT/summary.txt"
+  local how=()
+  [ $device = emulated ] && how=(--rehearse --only forward)
+  step tune 45 "$PYTHON" benchmarks/tune.py "${how[@]}" --write "$OUT/tiles.json"
+  quote 20
 }
 
 say "bigkernels $(git rev-parse --short HEAD 2>/dev/null || echo '(no git)') on $(date -u +%F)"

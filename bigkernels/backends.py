@@ -96,6 +96,52 @@ def undisturbed() -> bool:
     return _forced.get() is None and _records.get() is None and _FROM_ENVIRONMENT is None
 
 
+_SCALARS = frozenset({int, float, bool, str, tuple, type(None)})
+_DENSE = frozenset({torch.Tensor, torch.nn.Parameter})
+_MOST_CALLS = 4096  # remembered of a function: lengths may be all different
+
+
+def call_key(scalars: tuple[Any, ...], *tensors: torch.Tensor | None) -> tuple[Any, ...] | None:
+    """All that the checks of a call and the choice of its drawer look at; None where that is more than can be told.
+
+    Not while anything records, transforms or casts what is called. The tuples among the scalars are the caller's care:
+    True in one is taken for 1.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or _records.get() is not None
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.is_autocast_enabled("cuda")
+        or torch.is_autocast_enabled("cpu")
+    ):
+        return None
+    kinds = tuple(map(type, scalars))
+    if not _SCALARS.issuperset(kinds):
+        return None
+    key: list[Any] = [scalars, kinds, _forced.get(), torch.is_grad_enabled()]
+    for t in tensors:
+        if t is None:
+            key.append(None)
+        elif type(t) in _DENSE and t.layout is torch.strided and not t.is_nested:
+            key += (t.dtype, t.shape, t.device, t.requires_grad)
+        else:
+            return None
+    return tuple(key)
+
+
+class Remembered(dict[Any, Any]):
+    """What a room knows of earlier calls, by ``call_key``: their checks passed and their drawers were chosen."""
+
+    def keep(self, key: tuple[Any, ...] | None, value: Any) -> Any:
+        if key is not None:
+            if len(self) >= _MOST_CALLS:
+                self.clear()
+            self[key] = value
+        return value
+
+
 def asked_for() -> str | None:
     """The backend that ``use_backend`` or the environment asks for, or None."""
     return _forced.get() or _FROM_ENVIRONMENT

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import json
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -63,9 +65,34 @@ def _define() -> None:
                 )
 
 
-def kernels(name: str, backends: tuple[str, ...]) -> dict[str, torch._ops.OpOverload]:
+def kernels(name: str, backends: tuple[str, ...]) -> dict[str, Any]:
     """The op ``name`` (for example "layer_norm_forward") of each backend, ready to call."""
-    return {b: getattr(torch.ops.bigkernels, f"{name}_{b}").default for b in backends}
+    ops = {b: getattr(torch.ops.bigkernels, f"{name}_{b}").default for b in backends}
+    return {b: _direct(f"{name}_{b}", op) if b == "triton" else op for b, op in ops.items()}
+
+
+# Of the ops that Python implements, by name: what is registered for a GPU's tensors.
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str})
+
+
+def _direct(name: str, op: torch._ops.OpOverload) -> Callable[..., Any]:
+    """``op``, but its implementation is called itself where nobody between could tell: torch's dispatcher takes 2 to 6
+    microseconds to hand the arguments of one Python function to another."""
+
+    def call(*arguments: Any) -> Any:
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._len_torch_dispatch_stack()
+            or torch._C._len_torch_function_stack()
+            or torch._C._autograd._profiler_enabled()
+            or not _PLAIN.issuperset(map(type, arguments))
+        ):
+            return op(*arguments)
+        implementation = IMPLEMENTATIONS.get(name)
+        return op(*arguments) if implementation is None else implementation(*arguments)
+
+    return call
 
 
 def why_no_kernels(room: str) -> str | None:

@@ -13,11 +13,14 @@ import pathlib
 import re
 import unittest.mock
 import zlib
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from bigkernels import backends
+from bigkernels.ops import triton_launch
+from bigkernels.ops.attention import triton as attention_drawer
 from bigkernels.ops.attention import triton_config
 from bigkernels.testing import Case, oracle
 from tests.emulator.core import Options
@@ -92,10 +95,16 @@ def turn(case: Case) -> int:
     return (80, 90)[zlib.crc32(case.id.encode()) % 2]
 
 
-def no_short_kernel() -> contextlib.AbstractContextManager[object]:
+@contextlib.contextmanager
+def no_short_kernel() -> Iterator[None]:
     """Inside, the backward of short sequences in Triton goes as that of long ones: both are to be tested on
     what a test has the time for."""
-    return unittest.mock.patch.object(triton_config, "short", return_value=None)
+    patch = unittest.mock.patch.object
+    with (
+        patch(triton_config, "short", return_value=None),
+        patch(attention_drawer, "_BACKWARD", triton_launch.Replays()),
+    ):
+        yield
 
 
 DEVICES = (

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bigkernels.ops import triton_launch
 from bigkernels.ops.attention import triton as drawer
 from bigkernels.ops.attention import triton_config
 from bigkernels.testing.cases.attention import AttentionCase
@@ -58,6 +59,7 @@ def test_one_kernel_gives_the_bits_of_three(case, device, monkeypatch):
     launched, launch = [], drawer._launch_short
     monkeypatch.setattr(drawer, "_launch_short", lambda *args: launched.append(launch(*args)))
     monkeypatch.setattr(drawer, "_fills", lambda call: True)
+    monkeypatch.setattr(drawer, "_BACKWARD", triton_launch.Replays())
     found = _gradients(case, device)
     assert launched
     with no_short_kernel():

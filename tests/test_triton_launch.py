@@ -122,6 +122,82 @@ def test_a_launch_takes_less_time_than_triton_s(device):
     assert statistics.median(ratios) < 0.75, ratios
 
 
+def test_a_call_like_an_earlier_one_is_right_with_other_tensors():
+    """It is launched by what the first one left behind, but for tensors in other places, or missing ones."""
+    weight, memory = torch.randn(48), torch.randn(2 * 4 * 48 + 1)
+    for x in (torch.randn(4, 48), memory[: 4 * 48].view(4, 48), memory[1 : 4 * 48 + 1].view(4, 48)):
+        for _ in range(2):
+            check(x, weight)
+            check(x)
+    q = torch.randn(2, 2, 17, 16, requires_grad=True)
+    lengths = torch.tensor([9, 17])
+    for turn in range(3):
+        given = {"key_lengths": lengths} if turn == 1 else {"is_causal": turn == 2}
+        for _ in range(2):
+            x = (q.detach() + turn).requires_grad_()
+            found = bk.scaled_dot_product_attention(x, x, x, backend="triton", **given)
+            expected = bk.scaled_dot_product_attention(x, x, x, backend="reference", **given)
+            torch.testing.assert_close(found, expected)
+            dout = torch.randn_like(found)
+            pair = (
+                torch.autograd.grad(out, x, dout, retain_graph=True) for out in (found, expected)
+            )
+            torch.testing.assert_close(next(pair), next(pair), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_remembered_of_a_call_lets_no_bad_one_through():
+    x, weight = torch.randn(3, 48), torch.randn(48)
+    q = torch.randn(1, 2, 5, 16)
+    one = torch.randn(3, 1)
+    for _ in range(2):
+        call(x, weight)
+        bk.layer_norm(one, 1, backend="triton")
+        bk.add_layer_norm(x, x, weight, weight, backend="triton")
+        bk.scaled_dot_product_attention(q, q, q, backend="triton")
+        for error, bad in (
+            (ValueError, lambda: bk.layer_norm(x, (48,), weight[:4], backend="triton")),
+            (TypeError, lambda: bk.layer_norm(x, (48,), weight.double(), backend="triton")),
+            (TypeError, lambda: bk.layer_norm(x, (48,), weight, eps="no", backend="triton")),
+            (TypeError, lambda: bk.layer_norm(one, True, backend="triton")),
+            (ValueError, lambda: bk.add_layer_norm(x, x, weight, weight, dropout_p=2.0, backend="triton")),
+            (TypeError, lambda: bk.add_layer_norm(x, x, weight, weight, return_sum=0, backend="triton")),
+            (ValueError, lambda: bk.scaled_dot_product_attention(q, q, q[:, :, :2], backend="triton")),
+            (TypeError, lambda: bk.scaled_dot_product_attention(q, q, q, is_causal=0, backend="triton")),
+            (bk.Unsupported, lambda: bk.layer_norm(x.double(), (48,), backend="triton")),
+        ):  # fmt: skip
+            with pytest.raises(error):
+                bad()
+
+
+def test_records_autocast_and_gradients_are_not_forgotten():
+    x = torch.randn(3, 48)
+    call(x), call(x)
+    with bk.trace() as records:
+        call(x)
+    assert [r.backend for r in records] == ["triton"]
+    leaf = x.clone().requires_grad_()
+    assert call(leaf).requires_grad
+    with torch.no_grad():
+        assert not call(leaf).requires_grad
+    assert call(leaf).requires_grad
+
+
+def test_an_op_is_seen_by_whoever_watches_torch(monkeypatch):
+    """Its implementation is called past torch's dispatcher only where nobody stands between."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function._schema.name)
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        call(torch.randn(3, 48))
+    assert "bigkernels::layer_norm_forward_triton" in seen
+
+
 def all_forms(device):
     """Compiled so far for the emulated device, of every kernel there is."""
     kernels = [thing for thing in gc.get_objects() if type(thing) is type(kernel())]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bigkernels.library import LIBRARY
+from bigkernels.library import IMPLEMENTATIONS, LIBRARY
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # What persistent kernels are launched for where no GPU is: enough programs to have partial sums.
@@ -148,7 +148,35 @@ def _places(kernel: Any, arguments: tuple[Any, ...]) -> _Places:
     return _PLACES.setdefault(id(kernel), _Places(pointers, widths, sizes, numbers))
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+class Replay(NamedTuple):
+    """A launch that was plain, all but its pointers: what runs it, and the numbers and constants behind them."""
+
+    hooked: Callable[[], bool]
+    device: int
+    run: Callable[..., None]
+    grid: tuple[int, ...]
+    function: Any
+    metadata: Any
+    values: tuple[Any, ...]
+    scratch: int = 0  # elements of memory that the caller makes for it
+
+
+@functools.cache
+def _triton() -> tuple[Any, Any]:
+    """Its settings of running kernels, and what knows the active driver."""
+    from triton import knobs
+    from triton.runtime import driver
+
+    return knobs.runtime, driver
+
+
+def _hooked(kernel: Any) -> bool:
+    runtime = _triton()[0]
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    return bool(kernel.pre_run_hooks or (enter and enter.calls) or (leave and leave.calls))
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> Replay | None:
     """``kernel[grid](*arguments, **constants)``, in less time where it was launched like this before.
 
     Triton looks at every argument of every call, writes all options down as a string and asks its hooks: 11
@@ -158,15 +186,15 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     Args:
         kernel: its tensors come first, named ``*_ptr``, constants last.
         constants: of the kernel, and Triton's options, always in the same order.
+
+    Returns:
+        What ``replay`` takes, if the launch was plain.
     """
     if INTERPRETED:
         kernel[grid](*arguments, **constants)
-        return
-    from triton import knobs
-    from triton.runtime import driver
-
+        return None
     pointers, widths, sizes, numbers = _PLACES.get(id(kernel)) or _places(kernel, arguments)
-    active = driver.active
+    active = _triton()[1].active
     device = active.get_current_device()
     key: list[Any] = [id(kernel), device, *constants.values()]
     bits = wide = 0
@@ -178,26 +206,65 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
             bits |= argument.data_ptr()
             if _HIP:  # where offsets into less than 2 GiB have 32 bits
                 key.append(argument.untyped_storage().size() < 1 << 31)
-    key += [2 if arguments[i] == 1 else arguments[i] & 15 == 0 for i in widths]
+    for i in widths:
+        value = arguments[i]
+        key.append(2 if value == 1 else value & 15 == 0)
     for i in sizes:
         wide |= (arguments[i] + 0x80000000) >> 32
     for i in numbers:
         wide |= arguments[i].__class__ is not float
-    runtime = knobs.runtime
-    hooks = runtime.launch_enter_hook, runtime.launch_exit_hook
-    hooked = kernel.pre_run_hooks or any(hook and hook.calls for hook in hooks)
-    plain = not (bits & 15 or wide or hooked)
+    plain = not (bits & 15 or wide or _hooked(kernel))
     found = _READY.get(tuple(key)) if plain else None
     if found is None:
         form = kernel[grid](*arguments, **constants)
-        if plain and form is not None:  # a hook may have taken over what was to be compiled
-            tail = tuple(constants[p.name] for p in kernel.params[len(arguments) :])
-            _READY[tuple(key)] = form.run, form.function, form.packed_metadata, tail
-        return
-    run, function, metadata, tail = found
-    x, y, z = (*grid, 1, 1)[:3]
+        if not plain or form is None:  # a hook may have taken over what was to be compiled
+            return None
+        tail = tuple(constants[p.name] for p in kernel.params[len(arguments) :])
+        hooked = functools.partial(_hooked, kernel)
+        found = _READY[tuple(key)] = hooked, form.run, form.function, form.packed_metadata, tail
+    else:
+        run, x, y, z = found[1], *(*grid, 1, 1)[:3]
+        stream = active.get_current_stream(device)
+        run(x, y, z, stream, *found[2:4], None, None, None, *arguments, *found[4])
+    hooked, run, function, metadata, tail = found
+    values = *arguments[pointers:], *tail
+    return Replay(hooked, device, run, (*grid, 1, 1)[:3], function, metadata, values)
+
+
+def replay(known: Replay, *pointers: Tensor | None) -> bool:
+    """Launches again with other tensors, of the same dtypes and with the same ones missing; only if that is plain."""
+    bits = 0
+    for pointer in pointers:
+        if pointer is not None:
+            bits |= pointer.data_ptr()
+    active = _triton()[1].active
+    device = active.get_current_device()
+    hooked, device_then, run, (x, y, z), function, metadata, values, _ = known
+    if bits & 15 or device != device_then or _HIP or hooked():
+        return False
     stream = active.get_current_stream(device)
-    run(x, y, z, stream, function, metadata, None, None, None, *arguments, *tail)
+    run(x, y, z, stream, function, metadata, None, None, None, *pointers, *values)
+    return True
+
+
+_MOST_REPLAYS = 4096  # of a drawer: lengths may be all different
+Key = tuple[Any, ...]
+
+
+class Replays(dict[Key, tuple[Replay, ...]]):
+    """The launches of an op's earlier calls, by all that their numbers, constants and missing pointers follow from."""
+
+    def keep(self, key: Key, *launches: Replay | None) -> None:
+        """Of a call, all of whose launches were plain."""
+        if len(self) >= _MOST_REPLAYS:
+            self.clear()
+        plain = tuple(known for known in launches if known is not None)
+        if len(plain) == len(launches):
+            self[key] = plain
+
+
+def kind(tensor: Tensor | None) -> torch.dtype | None:
+    return None if tensor is None else tensor.dtype
 
 
 def dense(tensor: Tensor | None) -> Tensor | None:
@@ -226,6 +293,7 @@ NO_DROPOUT = Dropout()
 
 # Rows and columns of one program of column_sums.
 COLUMN_SUM_TILE = (64, 32)
+_COLUMN_SUMS = Replays()
 
 
 def column_sums(partials: list[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
@@ -236,17 +304,21 @@ def column_sums(partials: list[Tensor | None], dtype: torch.dtype) -> list[Tenso
     given = [p for p in partials if p is not None]
     if given:
         absent = [None] * (3 - len(partials))
-        block_m, block_n = COLUMN_SUM_TILE
+        pointers = (*partials, *absent, *totals, *absent)
         count, n = given[0].shape
-        launch(
-            column_sum_kernel, (-(-n // block_n), len(partials)), *partials, *absent, *totals, *absent, count, n,
-            BLOCK_M=block_m, BLOCK_N=block_n, num_warps=4,
-        )  # fmt: skip
+        key = (count, n, len(partials), dtype, *map(kind, partials))
+        known = _COLUMN_SUMS.get(key)
+        if known is None or not replay(known[0], *pointers):
+            block_m, block_n = COLUMN_SUM_TILE
+            grid = (-(-n // block_n), len(partials))
+            tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": 4}
+            _COLUMN_SUMS.keep(key, launch(column_sum_kernel, grid, *pointers, count, n, **tile))
     return totals
 
 
 def register(*functions: Callable[..., Any]) -> None:
     """Makes each function the kernel of the op `<its name>_triton`."""
     for function in functions:
+        IMPLEMENTATIONS[f"{function.__name__}_triton"] = function
         for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
             LIBRARY.impl(f"{function.__name__}_triton", function, key)

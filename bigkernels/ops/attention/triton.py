@@ -5,6 +5,7 @@ The kernels are imported at the first call, and triton with them. See triton_til
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,14 @@ from torch import Tensor
 from bigkernels.ops import triton_launch
 from bigkernels.ops.attention import contract, triton_config
 from bigkernels.ops.attention.contract import Facts
+from bigkernels.ops.attention.triton_arguments import (
+    Backward,
+    columns_of,
+    key_of,
+    pointers_of,
+    rows_of,
+    strides_of,
+)
 
 MAX_DIM, MAX_DIM_FLOAT32 = 256, 128
 OPEN = 1 << 30  # a side on which the diagonal bounds nothing
@@ -32,28 +41,6 @@ def limits(facts: Facts) -> tuple[str, ...]:
     dims = {"head_dim": facts.head_dim, "head_dim_v": facts.head_dim_v}
     wide = (f"{name} {d} not in 1..{most}{of}" for name, d in dims.items() if not 1 <= d <= most)
     return (*reasons, *wide)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """x, or a copy of it where the kernels cannot read its rows in place."""
-    if x.stride(-1) == 1 or x.shape[-1] == 1:
-        return x if x.stride(-2 if x.dim() == 4 else 0) < 1 << 23 else x.contiguous()
-    return x.contiguous()
-
-
-def _columns(mask: Tensor | None) -> Tensor | None:
-    """A mask whose columns are neighbours, or all one: other strides give the tiles another layout, and sums
-    another order."""
-    if mask is None or mask.shape[-1] == 1 or mask.stride(-1) == 1:
-        return mask
-    return mask.contiguous()
-
-
-def _strides(x: Tensor) -> tuple[int, int, int]:
-    """Of batch, heads and rows."""
-    return (
-        (x.stride(0), x.stride(1), x.stride(2)) if x.dim() == 4 else (0, x.stride(1), x.stride(0))
-    )
 
 
 class Call(NamedTuple):
@@ -105,15 +92,6 @@ class Call(NamedTuple):
         if self.cu_q is not None:
             return length // block + self.cu_q.shape[0] - 1
         return -(-length // block)
-
-    def pointers(self) -> tuple[Tensor | None, ...]:
-        mask = self.mask
-        if mask is not None and mask.dtype == torch.bool:
-            mask = mask.view(torch.int8)
-        return (
-            self.q, self.k, self.v, mask, self.lengths, self.cu_q, self.cu_k, self.slopes, self.sinks,
-            self.dropout.seed, self.dropout.offset, triton_launch.dense(self.dropout.rows),
-        )  # fmt: skip
 
     def mask_strides(self) -> tuple[int, ...]:
         if self.mask is None:
@@ -174,7 +152,7 @@ def _call(
     bounds = ((q.shape[length_dim], max_q), (k.shape[length_dim], max_k))
     longest = max(n if most < 0 else min(n, most) for n, most in bounds)
     return Call(
-        _rows(q), _rows(k), _rows(v), _columns(mask), dense(key_lengths), dense(cu_seq_q), dense(cu_seq_k),
+        rows_of(q), rows_of(k), rows_of(v), columns_of(mask), dense(key_lengths), dense(cu_seq_q), dense(cu_seq_k),
         dense(alibi_slopes), dense(sinks), dropout, scale, softcap, left, right,
         int(causal >= contract.BOTTOM_RIGHT), longest,
     )  # fmt: skip
@@ -196,12 +174,12 @@ class _Launch:
         if self.dims["FLAGS"] & FLAGS["negative"] == 0:
             self.short = triton_config.short(architecture, bits, d, call.plain, call.longest)
         rows = (call.q, call.k, call.v, *others)
-        steps = [step for x in rows for step in _strides(x)]
+        steps = [step for x in rows for step in strides_of(x)]
         aligned = all(x.data_ptr() % 16 == 0 for x in rows) and all(s % 8 == 0 for s in steps)
         self.unit = 8 if aligned else 1
 
     def strides(self, *tensors: Tensor) -> list[int]:
-        return [step // self.unit for x in tensors for step in _strides(x)]
+        return [step // self.unit for x in tensors for step in strides_of(x)]
 
     def numbers(self, tiles: int) -> tuple[Any, ...]:
         """From stride_mb on to the end."""
@@ -234,25 +212,35 @@ class _Launch:
         return tiles, tiles * units * (1 if self.call.cu_q is not None else batch)
 
 
-def attention_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from .triton_forward import attention_forward_kernel
+_FORWARD, _BACKWARD = triton_launch.Replays(), triton_launch.Replays()
 
-    call, q = _call(*arguments), arguments[0]
-    batch, heads, _, queries, _ = call.sizes
-    out = contract.like_layout(q, call.v.shape[-1])
-    shape = (heads, queries) if call.cu_q is not None else (batch, heads, queries)
+
+def attention_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    q, v, cu_q = arguments[0], arguments[2], arguments[5]
+    out = contract.like_layout(q, v.shape[-1])
+    shape = q.shape[:-1] if cu_q is None else (q.shape[1], q.shape[0])
     lse = q.new_empty(shape, dtype=torch.float32)
     if lse.numel() == 0:
         return out, lse
+    key, pointers = key_of(arguments), pointers_of(arguments)
+    with triton_launch.device_of(q):
+        known = _FORWARD.get(key)
+        if known is None or not triton_launch.replay(known[0], *pointers, out, lse):
+            _FORWARD.keep(key, _launch_forward(_call(*arguments), pointers, out, lse))
+    return out, lse
+
+
+def _launch_forward(
+    call: Call, pointers: tuple[Tensor | None, ...], out: Tensor, lse: Tensor
+) -> triton_launch.Replay | None:
+    from .triton_forward import attention_forward_kernel
+
     launch = _Launch(call, out)
     tiles, programs = launch.grid("forward")
-    with triton_launch.device_of(q):
-        triton_launch.launch(
-            attention_forward_kernel, (programs,),
-            *call.pointers(), out, lse, *launch.strides(call.q, call.k, call.v, out),
-            *launch.numbers(tiles), **launch.constants(launch.tiles["forward"]),
-        )  # fmt: skip
-    return out, lse
+    return triton_launch.launch(
+        attention_forward_kernel, (programs,), *pointers, out, lse, *launch.strides(call.q, call.k, call.v, out),
+        *launch.numbers(tiles), **launch.constants(launch.tiles["forward"]),
+    )  # fmt: skip
 
 
 def attention_forward_plain(
@@ -270,76 +258,51 @@ def _fills(call: Call) -> bool:
 
 
 def _launch_short(
-    launch: _Launch,
-    tile: triton_config.Tile,
-    dout: Tensor,
-    dlse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    gradients: tuple[Tensor, Tensor, Tensor],
-) -> None:
+    launch: _Launch, tile: triton_config.Tile, given: Backward
+) -> triton_launch.Replay | None:
     from .triton_backward_short import attention_backward_short_kernel
 
     call = launch.call
     batch, heads, group, _, keys = call.sizes
-    statistics = [torch.empty_like(lse) for _ in range(3)]
     # By the tensors' own sizes: a wrong maximum of the user's may cost time, but no memory of others.
     several = keys > tile.block_n
-    part = lse.new_empty(lse.numel() * launch.dims["BLOCK_D"]) if several else statistics[0]
-    triton_launch.launch(
-        attention_backward_short_kernel, (batch * (heads // group),),
-        *call.pointers(), dout, out, lse, dlse, *statistics, part, *gradients,
-        *launch.strides(call.q, call.k, call.v, dout, out, *gradients),
+    scratch = given.lse.numel() * launch.dims["BLOCK_D"] if several else 0
+    found = triton_launch.launch(
+        attention_backward_short_kernel, (batch * (heads // group),), *given.short(scratch),
+        *launch.strides(call.q, call.k, call.v, given.dout, given.out, *given.gradients),
         *launch.numbers(1), **launch.constants(tile, launch.pinned), ROWS_M=triton_config.SHORT_ROWS,
     )  # fmt: skip
+    return None if found is None else found._replace(scratch=scratch)
 
 
-def _launch_backward(
-    launch: _Launch,
-    dout: Tensor,
-    dlse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    gradients: tuple[Tensor, Tensor, Tensor],
-    dmask: Tensor | None,
-) -> None:
+def _launch_long(launch: _Launch, given: Backward) -> Iterator[triton_launch.Replay | None]:
     from .triton_backward_key import attention_backward_key_kernel
     from .triton_backward_mask import attention_backward_mask_kernel
     from .triton_backward_query import attention_backward_query_kernel
     from .triton_backward_rows import attention_backward_rows_kernel
 
-    call = launch.call
-    dq, dk, dv = gradients
-    inputs = (call.q, call.k, call.v, dout)
-    statistics = [torch.empty_like(lse) for _ in range(3)]
+    call, pointers = launch.call, given.long()
+    dq, dk, dv = given.gradients
+    inputs = (call.q, call.k, call.v, given.dout)
     # A bias wants every single gradient of a score: delta may not have the rounding of out in it.
-    summed = FLAGS["summed"] if dmask is not None and out.dtype != torch.float32 else 0
-    tiles, programs = launch.grid("rows")
-    triton_launch.launch(
-        attention_backward_rows_kernel, (programs,),
-        *call.pointers(), dout, out, lse, dlse, *statistics, *launch.strides(*inputs, out),
-        *launch.numbers(tiles), **launch.constants(launch.tiles["rows"], summed),
-    )  # fmt: skip
-    tiles, programs = launch.grid("query")
-    triton_launch.launch(
-        attention_backward_query_kernel, (programs,),
-        *call.pointers(), dout, *statistics, dq, *launch.strides(*inputs, dq),
-        *launch.numbers(tiles), **launch.constants(launch.tiles["query"]),
-    )  # fmt: skip
-    tiles, programs = launch.grid("key")
-    triton_launch.launch(
-        attention_backward_key_kernel, (programs,),
-        *call.pointers(), dout, *statistics, dk, dv, *launch.strides(*inputs, dk, dv),
-        *launch.numbers(tiles), **launch.constants(launch.tiles["key"], launch.pinned),
-    )  # fmt: skip
-    if dmask is not None:
+    summed = given.dmask is not None and given.out.dtype != torch.float32
+    for name, kernel, others, flags in (
+        ("rows", attention_backward_rows_kernel, (given.out,), FLAGS["summed"] if summed else 0),
+        ("query", attention_backward_query_kernel, (dq,), 0),
+        ("key", attention_backward_key_kernel, (dk, dv), launch.pinned),
+    ):
+        tiles, programs = launch.grid(name)
+        yield triton_launch.launch(
+            kernel, (programs,), *next(pointers), *launch.strides(*inputs, *others),
+            *launch.numbers(tiles), **launch.constants(launch.tiles[name], flags),
+        )  # fmt: skip
+    if given.dmask is not None:
         tile = launch.tiles["mask"]
-        batch, heads, queries, keys = dmask.shape
+        batch, heads, queries, keys = given.dmask.shape
         programs = batch * heads * -(-queries // tile.block_m) * -(-keys // tile.block_n)
-        triton_launch.launch(
-            attention_backward_mask_kernel, (programs,),
-            *call.pointers(), dout, *statistics, dmask, *launch.strides(*inputs), *dmask.shape,
-            *launch.numbers(programs), **launch.constants(launch.tiles["mask"]),
+        yield triton_launch.launch(
+            attention_backward_mask_kernel, (programs,), *next(pointers), *launch.strides(*inputs),
+            *given.dmask.shape, *launch.numbers(programs), **launch.constants(tile),
         )  # fmt: skip
 
 
@@ -347,7 +310,7 @@ def attention_backward(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     mask: Tensor | None, *flags: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    call = _call(q, k, v, mask, *flags[:-1])
+    arguments = (q, k, v, mask, *flags[:-1])
     gradients = (
         contract.like_layout(q, q.shape[-1]),
         contract.like_layout(k, k.shape[-1]),
@@ -359,14 +322,19 @@ def attention_backward(
         for gradient in results:
             gradient.zero_()
         return results
-    dout, out = _rows(dout), _rows(out)
-    launch = _Launch(call, dout, out, *gradients)
-    given = dout, triton_launch.dense(dlse), out, lse.contiguous(), gradients
+    dout, out, lse = rows_of(dout), rows_of(out), lse.contiguous()
+    statistics = [torch.empty_like(lse) for _ in range(3)]
+    shared, dlse = pointers_of(arguments), triton_launch.dense(dlse)
+    given = Backward(shared, dout, out, lse, dlse, statistics, gradients, dmask)
+    key = (*key_of(arguments, dout, out), dlse is None, dmask is None)
     with triton_launch.device_of(q):
+        if given.again(_BACKWARD.get(key)):
+            return results
+        launch = _Launch(call := _call(*arguments), dout, out, *gradients)
         if dmask is None and launch.short is not None and _fills(call):
-            _launch_short(launch, launch.short, *given)
+            _BACKWARD.keep(key, _launch_short(launch, launch.short, given))
         else:
-            _launch_backward(launch, *given, dmask)
+            _BACKWARD.keep(key, *_launch_long(launch, given))
     return results
 
 

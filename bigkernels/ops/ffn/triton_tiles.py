@@ -1,12 +1,15 @@
-"""How the feed-forward network's Triton kernels are launched: a table, made for the architectures below.
-
-Chosen by the least registers that hold the sums, two buffers or more of shared memory and no spills (`make static-gate`
-has the figures). Small planes take small tiles, of which there are enough for every multiprocessor.
+"""How the feed-forward network's Triton kernels are launched: tiles.json, a table by op, architecture, dtype and
+size, which benchmarks/tune.py writes where a GPU is. Each row says where it is from: "by hand", "predicted", or
+"measured" and on what. By hand: the least registers that hold the sums, two buffers or more of shared memory and no
+spills (`make static-gate` has the figures). Small planes take small tiles, of which there are enough for every
+multiprocessor.
 """
 
 from __future__ import annotations
 
 import functools
+import json
+import pathlib
 from typing import NamedTuple
 
 import torch
@@ -25,9 +28,7 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-# Products of 16-bit elements by direction ("gated" is the forward of two products); one tile for each way to multiply
-# float32, whatever the plane.
-_SMALL = Tile(64, 64, 64, 4, 3)
+# One tile for each way to multiply float32, whatever the plane.
 _FLOAT32 = {
     "tf32": Tile(64, 64, 32, 4, 2),
     "bf16x3": Tile(64, 64, 32, 4, 2),
@@ -35,16 +36,11 @@ _FLOAT32 = {
     "ieee": Tile(64, 64, 16, 4, 3),
 }
 _FLOAT32_GATED = Tile(64, 32, 16, 4, 3)
+TABLE = pathlib.Path(__file__).with_name("tiles.json")
+# Of 16-bit elements, by architecture, direction ("gated" is the forward of two products) and size of the plane.
 TILES = {
-    ("sm_90", "forward"): Tile(128, 256, 64, 8, 3),
-    ("sm_90", "gated"): Tile(128, 128, 64, 8, 3),
-    ("sm_90", "backward"): Tile(128, 128, 64, 8, 3),
-    ("sm_80", "forward"): Tile(128, 128, 64, 8, 3),
-    ("sm_80", "gated"): Tile(128, 64, 64, 8, 3),
-    ("sm_80", "backward"): Tile(128, 128, 64, 8, 3),
-    ("gfx942", "forward"): Tile(128, 128, 32, 8, 2),
-    ("gfx942", "gated"): Tile(128, 64, 32, 8, 2),
-    ("gfx942", "backward"): Tile(128, 128, 32, 8, 2),
+    (row["architecture"], row["op"].removeprefix("ffn_"), row["size"]): Tile(*row["tile"])
+    for row in json.loads(TABLE.read_text())
 }
 
 
@@ -54,7 +50,7 @@ def tile_of(
     """The tile of a kind of plane; precision is tl.dot's for float32."""
     if dtype == torch.float32:
         return _FLOAT32_GATED if direction == "gated" else _FLOAT32[precision]
-    return TILES[architecture, direction] if large else _SMALL
+    return TILES[architecture, direction, "large" if large else "small"]
 
 
 @functools.lru_cache(maxsize=4096)

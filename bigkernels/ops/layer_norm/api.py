@@ -18,6 +18,8 @@ from bigkernels.ops.layer_norm.contract import Facts
 backends.register("layer_norm", contract.BACKENDS)
 _plain_cpu = OPS["layer_norm_forward"]["cpu"]._op
 _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
+# Of layer_norm: n, eps, drawer, whether gradients are wanted. With a residual: eps, p, drawer, gradients.
+_KNOWN, _KNOWN_SUMS = backends.Remembered(), backends.Remembered()
 
 
 def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
@@ -129,26 +131,42 @@ def layer_norm(
         out = _plain(input, normalized_shape, weight, bias, eps)
         if out is not None:
             return out
-    shape = arguments.as_shape(normalized_shape)
-    arguments.check_layer_norm(input, shape, weight, bias, eps)
-    return _norm("layer_norm", input, shape, weight, bias, float(eps), backend)
+    return _norm("layer_norm", input, normalized_shape, weight, bias, eps, backend)
 
 
 def _norm(
     op: str,
     input: Tensor,
-    shape: tuple[int, ...],
+    normalized_shape: int | Sequence[int],
     weight: Tensor | None,
     bias: Tensor | None,
-    eps: float,
+    eps: float | None,
     backend: str | None,
 ) -> Tensor:
-    """layer_norm or rms_norm of checked arguments."""
+    """layer_norm or rms_norm."""
+    one = type(normalized_shape) is tuple and list(map(type, normalized_shape)) == [int]
+    key = None
+    if one or type(normalized_shape) is int:
+        key = backends.call_key((op, normalized_shape, eps, backend), input, weight, bias)
+    known = None if key is None else _KNOWN.get(key)
+    if known is not None:
+        n, eps, name, needs_grad = known
+        if needs_grad:
+            given = (input, weight, bias, n, eps, op == "layer_norm", name)
+            return checks.apply(Norm, *given)  # type: ignore[no-any-return]
+        call = OPS["layer_norm_forward"][name]
+        return call(input, weight, bias, n, eps, op == "layer_norm")[0]  # type: ignore[no-any-return]
+    shape = arguments.as_shape(normalized_shape)
+    checked = 0.0 if eps is None and op == "rms_norm" else eps
+    arguments.check_layer_norm(input, shape, weight, bias, checked)
+    eps = _rms_eps(input.dtype, eps)
     x, weight, bias = _autocast_layer_norm(input, weight, bias)
     n = math.prod(shape)
     facts = _layer_norm_facts(op, x, weight, bias, n)
     name = backends.choose("layer_norm", facts, backend)
     centred = op == "layer_norm"
+    if n > 0 and name != "reference":
+        _KNOWN.keep(key, (n, eps, name, facts.needs_grad))
     if n == 0:  # nothing to normalize
         weight, bias = (None if t is None else t.to(x.dtype) for t in (weight, bias))
         return torch.nn.functional.layer_norm(x, shape, weight, bias, eps)
@@ -202,9 +220,7 @@ def rms_norm(
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
         Unsupported: the forced backend cannot serve the call.
     """
-    shape = arguments.as_shape(normalized_shape)
-    arguments.check_layer_norm(input, shape, weight, None, 0.0 if eps is None else eps)
-    return _norm("rms_norm", input, shape, weight, None, _rms_eps(input.dtype, eps), backend)
+    return _norm("rms_norm", input, normalized_shape, weight, None, eps, backend)
 
 
 def add_layer_norm_facts(
@@ -284,12 +300,8 @@ def add_layer_norm(
         TypeError, ValueError: an argument of the wrong type, dtype, shape, range or device.
         Unsupported: the forced backend cannot serve the call.
     """
-    arguments.check_add_layer_norm(x, residual, weight, bias, eps, x_bias, dropout_p, rows)
-    checks.check_flag("return_sum", return_sum)
-    rule = (float(eps), x_bias, float(dropout_p))
-    out, total = _add_norm(
-        "add_layer_norm", x, residual, weight, bias, *rule, return_sum, seed, offset, rows, backend
-    )
+    given = (weight, bias, eps, x_bias, dropout_p, return_sum, seed, offset, rows, backend)
+    out, total = _add_norm("add_layer_norm", x, residual, *given)
     return (out, total) if return_sum else out
 
 
@@ -299,7 +311,7 @@ def _add_norm(
     residual: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    eps: float,
+    eps: float | None,
     x_bias: Tensor | None,
     dropout_p: float,
     return_sum: bool,
@@ -308,18 +320,29 @@ def _add_norm(
     rows: Tensor | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """add_layer_norm or add_rms_norm of checked arguments; without return_sum the sum may be empty."""
-    if x.dtype != residual.dtype:
-        dtype = torch.result_type(x, residual)
-        x, residual = x.to(dtype), residual.to(dtype)
-    facts = _add_layer_norm_facts(op, x, residual, weight, bias, x_bias, dropout_p)
-    name = backends.choose("layer_norm", facts, backend)
+    """add_layer_norm or add_rms_norm; without return_sum the sum may be empty."""
+    centred, through = op == "add_layer_norm", False
+    scalars = (op, eps, dropout_p, return_sum, backend)
+    key = backends.call_key(scalars, x, residual, weight, bias, x_bias, rows)
+    known = None if key is None else _KNOWN_SUMS.get(key)
+    if known is None:
+        checked = 0.0 if eps is None and not centred else eps
+        arguments.check_add_layer_norm(x, residual, weight, bias, checked, x_bias, dropout_p, rows)
+        checks.check_flag("return_sum", return_sum)
+        if x.dtype != residual.dtype:
+            dtype, key = torch.result_type(x, residual), None
+            x, residual = x.to(dtype), residual.to(dtype)
+        facts = _add_layer_norm_facts(op, x, residual, weight, bias, x_bias, dropout_p)
+        name = backends.choose("layer_norm", facts, backend)
+        known = _rms_eps(x.dtype, eps), float(dropout_p), name, facts.needs_grad
+        through = name == "reference" or checks.through_reference()
+        _KNOWN_SUMS.keep(None if through else key, known)
+    eps, dropout_p, name, needs_grad = known
     seed_, offset_ = dropout.seeds(seed, offset, x, dropout_p)
     inputs = (x, residual, weight, bias, eps, x_bias, dropout_p, seed_, offset_, rows)
-    centred = op == "add_layer_norm"
-    if name == "reference" or checks.through_reference():
+    if through:
         return reference.add_layer_norm(*inputs, centred)
-    if facts.needs_grad:
+    if needs_grad:
         return checks.apply(AddNorm, *inputs, centred, name)  # type: ignore[no-any-return]
     return OPS["add_layer_norm_forward"][name](*inputs, return_sum, centred)[:2]  # type: ignore[no-any-return]
 
@@ -362,11 +385,6 @@ def add_rms_norm(
 
     Arguments, results and errors are those of ``add_layer_norm``, without its bias; eps is ``rms_norm``'s.
     """
-    checked = 0.0 if eps is None else eps
-    arguments.check_add_layer_norm(x, residual, weight, None, checked, x_bias, dropout_p, rows)
-    checks.check_flag("return_sum", return_sum)
-    rule = (_rms_eps(torch.promote_types(x.dtype, residual.dtype), eps), x_bias, float(dropout_p))
-    out, total = _add_norm(
-        "add_rms_norm", x, residual, weight, None, *rule, return_sum, seed, offset, rows, backend
-    )
+    given = (weight, None, eps, x_bias, dropout_p, return_sum, seed, offset, rows, backend)
+    out, total = _add_norm("add_rms_norm", x, residual, *given)
     return (out, total) if return_sum else out

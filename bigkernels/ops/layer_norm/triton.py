@@ -10,13 +10,14 @@ from torch import Tensor
 
 from bigkernels.ops import triton_launch
 from bigkernels.ops.layer_norm.contract import Facts
-from bigkernels.ops.triton_launch import NO_DROPOUT, Dropout, dense, device_of
+from bigkernels.ops.triton_launch import NO_DROPOUT, Dropout, dense, device_of, kind
 
 MAX_COLUMNS = 8192
 # Three float32 accumulators of a row wider than this do not fit the registers of 16 warps.
 MAX_COLUMNS_ONE_PASS = 4096
 # Elements of a row that one thread holds: the backward kernel keeps several values of each.
 FORWARD_ELEMENTS, BACKWARD_ELEMENTS = 16, 8
+_FORWARD, _BACKWARD = triton_launch.Replays(), triton_launch.Replays()
 
 
 def limits(facts: Facts) -> tuple[str, ...]:
@@ -40,42 +41,41 @@ def _forward(
     dropout: Dropout = NO_DROPOUT,
     save_sum: bool = False,
     centred: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from . import triton_kernels as kernels
-
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    """out, the sum if it is to be saved, mean unless it is zero, rstd."""
     x = x.contiguous()
     m = x.numel() // n
     out = torch.empty_like(x)
-    total = torch.empty_like(x) if save_sum else x.new_empty(0)
-    mean = x.new_empty(m if centred else 0, dtype=torch.float32)
+    total = torch.empty_like(x) if save_sum else None
+    mean = x.new_empty(m, dtype=torch.float32) if centred else None
     rstd = x.new_empty(m, dtype=torch.float32)
     if m == 0:
         return out, total, mean, rstd
-    block_m, block_n, num_warps = triton_launch.row_tile(n, FORWARD_ELEMENTS)
+    seed, offset, rows, length = dropout.place(x)
+    given = (x, dense(x_bias), dense(residual), dense(weight), dense(bias))
+    pointers = (*given, out, total, mean, rstd, seed, offset, rows)
+    without = offset is None, rows is None
+    key = (m, n, length, eps, dropout.p, *map(kind, given), save_sum, centred, *without)
     with device_of(x):
-        triton_launch.launch(
-            kernels.layer_norm_forward_kernel,
-            (-(-m // block_m),),
-            x,
-            dense(x_bias),
-            dense(residual),
-            dense(weight),
-            dense(bias),
-            out,
-            total if save_sum else None,
-            mean if centred else None,
-            rstd,
-            *dropout.place(x),
-            m,
-            n,
-            eps,
-            *dropout.rule(),
-            DROPOUT=dropout.p > 0.0,
-            BLOCK_M=block_m,
-            BLOCK_N=block_n,
-            num_warps=num_warps,
-        )
+        known = _FORWARD.get(key)
+        if known is None or not triton_launch.replay(known[0], *pointers):
+            _FORWARD.keep(key, _launch_forward(pointers, (length, m, n, eps), dropout))
     return out, total, mean, rstd
+
+
+def _launch_forward(
+    pointers: tuple[Tensor | None, ...],
+    numbers: tuple[int, int, int, float],
+    dropout: Dropout,
+) -> triton_launch.Replay | None:
+    from .triton_kernels import layer_norm_forward_kernel
+
+    _, m, n, _ = numbers
+    block_m, block_n, num_warps = triton_launch.row_tile(n, FORWARD_ELEMENTS)
+    return triton_launch.launch(
+        layer_norm_forward_kernel, (-(-m // block_m),), *pointers, *numbers, *dropout.rule(),
+        DROPOUT=dropout.p > 0.0, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=num_warps,
+    )  # fmt: skip
 
 
 def layer_norm_forward(
@@ -87,7 +87,7 @@ def layer_norm_forward(
     centred: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, _, mean, rstd = _forward(x, None, weight, bias, n, eps, centred=centred)
-    return out, mean, rstd
+    return out, x.new_empty(0, dtype=torch.float32) if mean is None else mean, rstd
 
 
 def add_layer_norm_forward(
@@ -106,46 +106,29 @@ def add_layer_norm_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dropout = Dropout(dropout_p, seed, offset, rows)
     n = x.shape[-1]
-    return _forward(x, residual, weight, bias, n, eps, x_bias, dropout, save_sum, centred)
+    given = (x, residual, weight, bias, n, eps, x_bias, dropout, save_sum, centred)
+    out, total, mean, rstd = _forward(*given)
+    mean = rstd.new_empty(0) if mean is None else mean
+    return out, x.new_empty(0) if total is None else total, mean, rstd
 
 
 def _launch_backward(
-    dout: Tensor,
-    dsum: Tensor | None,
-    total: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    n: int,
+    pointers: tuple[Tensor | None, ...],
+    numbers: tuple[int, int, int],
     dropout: Dropout,
     grads: list[Tensor | None],
     programs: int,
-) -> None:
+) -> triton_launch.Replay | None:
     """Fill those of (dresidual, dx, dweight, dbias, dx_bias) that are not None; the last three
     are (programs, n) partial sums."""
-    from . import triton_kernels as kernels
+    from .triton_kernels import layer_norm_backward_kernel
 
-    block_m, block_n, num_warps = triton_launch.row_tile(n, BACKWARD_ELEMENTS)
-    triton_launch.launch(
-        kernels.layer_norm_backward_kernel,
-        (programs,),
-        dout,
-        dsum,
-        total,
-        mean if mean.numel() else None,
-        rstd,
-        weight,
-        *grads,
-        *dropout.place(total),
-        rstd.shape[0],
-        n,
-        *dropout.rule(),
-        DROPOUT=dropout.p > 0.0,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        num_warps=num_warps,
+    block_m, block_n, num_warps = triton_launch.row_tile(numbers[2], BACKWARD_ELEMENTS)
+    return triton_launch.launch(
+        layer_norm_backward_kernel, (programs,), *pointers[:6], *grads, *pointers[6:], *numbers, *dropout.rule(),
+        DROPOUT=dropout.p > 0.0, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=num_warps,
         maxnreg=triton_launch.BACKWARD_REGISTERS,
-    )
+    )  # fmt: skip
 
 
 def _backward(
@@ -158,27 +141,41 @@ def _backward(
     needs: tuple[bool, bool, bool, bool, bool],
     dsum: Tensor | None = None,
     dropout: Dropout = NO_DROPOUT,
-) -> tuple[Tensor, ...]:
-    """(dresidual, dx, dweight, dbias, dx_bias), those not in `needs` empty."""
+) -> tuple[Tensor | None, ...]:
+    """(dresidual, dx, dweight, dbias, dx_bias), those not in `needs` None."""
     total, m = total.contiguous(), rstd.shape[0]
     rows = [torch.empty_like(total) if need else None for need in needs[:2]]
-    sums: list[Tensor | None] = [rstd.new_zeros(n) if need else None for need in needs[2:]]
-    if m > 0:
-        block_m, _, num_warps = triton_launch.row_tile(n, BACKWARD_ELEMENTS)
-        programs = triton_launch.row_programs(total.device, -(-m // block_m), num_warps)
-        partials = [rstd.new_empty(programs, n) if need else None for need in needs[2:]]
-        inputs = (dout.contiguous(), dense(dsum), total, mean, rstd, dense(weight), n, dropout)
-        with device_of(total):
-            if n <= MAX_COLUMNS_ONE_PASS:
-                _launch_backward(*inputs, [*rows, *partials], programs)
-            else:
-                _launch_backward(*inputs, [*rows, None, None, partials[2]], programs)
-                _launch_backward(*inputs, [None, None, *partials[:2], None], programs)
-            sums = triton_launch.column_sums(partials, torch.float32)
-    # Results may not share memory, empty ones neither.
-    likes = (total, total, rstd, rstd, rstd)
+    if m == 0:
+        return *rows, *(rstd.new_zeros(n) if need else None for need in needs[2:])
+    block_m, _, num_warps = triton_launch.row_tile(n, BACKWARD_ELEMENTS)
+    programs = triton_launch.row_programs(total.device, -(-m // block_m), num_warps)
+    partials = [rstd.new_empty(programs, n) if need else None for need in needs[2:]]
+    seed, offset, row_ids, length = dropout.place(total)
+    given = (dout.contiguous(), dense(dsum), total)
+    centre, scale = mean if mean.shape[0] else None, dense(weight)
+    pointers = (*given, centre, rstd, scale, seed, offset, row_ids)
+    numbers = (length, m, n)
+    without = dsum is None, centre is None, offset is None, row_ids is None
+    key = (*numbers, needs, dropout.p, total.dtype, kind(scale), programs, *without)
+    with device_of(total):
+        if n > MAX_COLUMNS_ONE_PASS:
+            parts = [*rows, None, None, partials[2]], [None, None, *partials[:2], None]
+            for part in parts:
+                _launch_backward(pointers, numbers, dropout, part, programs)
+        else:
+            known = _BACKWARD.get(key)
+            grads = [*rows, *partials]
+            if known is None or not triton_launch.replay(
+                known[0], *pointers[:6], *grads, *pointers[6:]
+            ):
+                _BACKWARD.keep(key, _launch_backward(pointers, numbers, dropout, grads, programs))
+        return *rows, *triton_launch.column_sums(partials, torch.float32)
+
+
+def _results(likes: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    """Those that are not needed without elements: results may not share memory, empty ones neither."""
     return tuple(
-        like.new_empty(0) if g is None else g for g, like in zip([*rows, *sums], likes, strict=True)
+        like.new_empty(0) if grad is None else grad for like, grad in zip(likes, grads, strict=True)
     )
 
 
@@ -195,7 +192,7 @@ def layer_norm_backward(
 ) -> tuple[Tensor, ...]:
     needs = (need_dx, False, need_dweight, need_dbias, False)
     dx, _, dweight, dbias, _ = _backward(dout, x, mean, rstd, weight, n, needs)
-    return dx, dweight, dbias
+    return _results((x, rstd, rstd), (dx, dweight, dbias))
 
 
 def add_layer_norm_backward(
@@ -216,7 +213,8 @@ def add_layer_norm_backward(
 ) -> tuple[Tensor, ...]:
     needs = (True, need_dx and dropout_p > 0.0, need_dweight, need_dbias, need_dx_bias)
     dropout = Dropout(dropout_p, seed, offset, rows)
-    return _backward(dout, sum, mean, rstd, weight, sum.shape[-1], needs, dsum, dropout)
+    grads = _backward(dout, sum, mean, rstd, weight, sum.shape[-1], needs, dsum, dropout)
+    return _results((sum, sum, rstd, rstd, rstd), grads)
 
 
 triton_launch.register(

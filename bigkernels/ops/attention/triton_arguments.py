@@ -1,0 +1,96 @@
+"""The tensors of an attention op as its kernels take them, and what tells one call from another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bigkernels.ops import triton_launch
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """x, or a copy of it where the kernels cannot read its rows in place."""
+    steps = x.stride()
+    if steps[-1] == 1 or x.shape[-1] == 1:
+        return x if steps[-2 if len(steps) == 4 else 0] < 1 << 23 else x.contiguous()
+    return x.contiguous()
+
+
+def columns_of(mask: Tensor | None) -> Tensor | None:
+    """A mask whose columns are neighbours, or all one: other strides give the tiles another layout, and sums
+    another order."""
+    if mask is None or mask.shape[-1] == 1 or mask.stride(-1) == 1:
+        return mask
+    return mask.contiguous()
+
+
+def strides_of(x: Tensor) -> tuple[int, int, int]:
+    """Of batch, heads and rows."""
+    return (
+        (x.stride(0), x.stride(1), x.stride(2)) if x.dim() == 4 else (0, x.stride(1), x.stride(0))
+    )
+
+
+def key_of(arguments: tuple[Any, ...], *others: Tensor | None) -> triton_launch.Key:
+    """Of an op's arguments from q to rows: what every number of its launches follows from. others: with rows too."""
+    q, k, v, mask, lengths, cu_q, cu_k, *numbers, slopes, sinks, p, seed, offset, rows = arguments
+    key = [
+        q.dtype, q.device, q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), *numbers, p,
+        slopes is None, sinks is None, seed is None, offset is None, rows is None,
+        triton_launch.float32_products(q.dtype), triton_launch.architecture(q.device),
+    ]  # fmt: skip
+    key += [None if x is None else (x.dtype, x.shape) for x in (lengths, cu_q, cu_k)]
+    key += [None if x is None else x.stride() for x in others]
+    return (*key, None if mask is None else (mask.dtype, mask.shape, mask.stride()))
+
+
+def pointers_of(arguments: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+    """As the kernels take them."""
+    q, k, v, mask, lengths, cu_q, cu_k, *_, slopes, sinks, _, seed, offset, rows = arguments
+    mask = columns_of(mask)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = mask.view(torch.int8)
+    behind = (lengths, cu_q, cu_k, slopes, sinks, seed, offset, rows)
+    return rows_of(q), rows_of(k), rows_of(v), mask, *map(triton_launch.dense, behind)
+
+
+class Backward(NamedTuple):
+    """The tensors of a backward, as the kernels take them."""
+
+    shared: tuple[Tensor | None, ...]
+    dout: Tensor
+    out: Tensor
+    lse: Tensor
+    dlse: Tensor | None
+    statistics: list[Tensor]  # three like lse
+    gradients: tuple[Tensor, Tensor, Tensor]
+    dmask: Tensor | None
+
+    def short(self, scratch: int) -> tuple[Tensor | None, ...]:
+        part = self.lse.new_empty(scratch) if scratch else self.statistics[0]
+        return (
+            *self.shared, self.dout, self.out, self.lse, self.dlse, *self.statistics, part, *self.gradients,
+        )  # fmt: skip
+
+    def long(self) -> Iterator[tuple[Tensor | None, ...]]:
+        """Of the kernels rows, query, key and, with a mask's gradient, mask."""
+        statistics, (dq, dk, dv) = self.statistics, self.gradients
+        yield *self.shared, self.dout, self.out, self.lse, self.dlse, *statistics
+        yield *self.shared, self.dout, *statistics, dq
+        yield *self.shared, self.dout, *statistics, dk, dv
+        if self.dmask is not None:
+            yield *self.shared, self.dout, *statistics, self.dmask
+
+    def again(self, known: tuple[triton_launch.Replay, ...] | None) -> bool:
+        """Whether the launches of an earlier call could serve this one."""
+        if known is None:
+            return False
+        if len(known) == 1:
+            return triton_launch.replay(known[0], *self.short(known[0].scratch))
+        return all(
+            triton_launch.replay(launch, *pointers)
+            for launch, pointers in zip(known, self.long(), strict=True)
+        )
