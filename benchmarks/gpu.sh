@@ -33,6 +33,7 @@ mapfile -t rooms < <(for drawer in bigkernels/ops/*/{cuda,triton}.py; do
   room=$(basename "$(dirname "$drawer")")
   ls "tests/test_$room.py" "tests/test_${room}_$(basename "$drawer")" 2>/dev/null
 done | sort -u)
+rooms+=(tests/test_graphs.py)
 if [ $list = yes ]; then
   printf '%s\n' "${rooms[@]}"
   exit
