@@ -24,6 +24,7 @@ CASES = (
     _dense("masks", (1, 2, 40, 70, 64), mask="bool", mask_values="rows", sinks=True),
     _dense("a bias without gradient", (1, 2, 40, 70, 64), mask="float", alibi=True, grads="qkv"),
     _dense("wide heads", (1, 1, 40, 70, 128), dim_v=40),
+    _dense("one tile", (1, 2, 50, 60, 64), causal=True),
     PackedAttentionCase(
         reason="packed",
         lengths=(5, 0, 70, 33),
@@ -66,6 +67,34 @@ def test_one_kernel_gives_the_bits_of_three(case, device, monkeypatch):
         expected = _gradients(case, device)
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
+
+
+FEW = (
+    _dense("few queries", (2, 2, 30, 27, 64), lengths=(27, 9), lse=True),
+    _dense("few queries of wide heads", (1, 1, 32, 32, 100), causal=True, lse=True),
+)
+
+
+@pytest.mark.parametrize("case", FEW, ids=str)
+def test_the_tile_of_few_queries_gives_the_bits_of_the_usual_one(case, device, monkeypatch):
+    if device.backend != "triton":
+        pytest.skip("tiles belong to the Triton kernels")
+    device.require(case.room, case.facts(device.type), case.elements)
+    inputs = case.problem().mapped(lambda tensor: tensor.to(device.type)).inputs
+    found = case.call(inputs, device.backend)
+    monkeypatch.setattr(triton_config, "few", lambda *given: None)
+    for name, expected in case.call(inputs, device.backend).items():
+        assert torch.equal(found[name], expected), name
+
+
+def test_few_queries_change_no_block_of_keys_and_no_other_call():
+    for dim in (16, 64, 128):
+        usual = triton_config.tiles("sm_90", 16, "tf32", dim, True)["forward"]
+        found = triton_config.few("sm_90", 16, dim, True, 64)
+        assert found.block_n == usual.block_n and found.block_m < usual.block_m
+    others = ("sm_90", 16, 64, True, 65), ("sm_90", 16, 64, False, 64), ("sm_90", 32, 64, True, 64)
+    for other in (*others, ("sm_90", 16, 256, True, 64), ("sm_80", 16, 64, True, 64)):
+        assert triton_config.few(*other) is None
 
 
 @pytest.mark.parametrize(

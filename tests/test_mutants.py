@@ -100,6 +100,7 @@ MORE: dict[str, tuple[Case, ...]] = {
             reason="float32", shape=(1, 1, 170, 170, 32), causal=True, window=(100, -1),
             values="sharpest",
         ),
+        AttentionCase(reason="float32, wide heads", shape=(1, 1, 40, 40, 256), values="sharpest"),
     ),
 }  # fmt: skip
 _DEAD = "a mask of many keys has no barriers of a sum over keys: of one key, the code is another"

@@ -225,6 +225,14 @@ def test_after_the_warm_up_other_lengths_build_nothing():
     assert all_forms(80) == before
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_the_warm_up_reaches_the_tiles_of_short_and_of_long_sequences(training):
+    sizes = warmup.Sizes(32, 2, 64, 100, torch.bfloat16, 0.1, training)
+    kinds = {name for name, _ in warmup.calls(sizes, "cpu", (32,), None)}
+    forms = {"attention", "varlen_attn"}
+    assert kinds >= forms | {f"{form}, long" for form in forms}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_the_warm_up_says_that_there_is_no_gpu(capsys):
     assert main(["warmup", "--width", "64", "--heads", "4"]) == 1

@@ -1,7 +1,8 @@
 """``bigkernels warmup``: compiles the GPU kernels that an encoder of given sizes calls, before it calls them.
 
-What a kernel is compiled for are dtypes, widths and which tensors there are, never lengths: one short batch of each
-kind is enough. Triton keeps the results on disk (TRITON_CACHE_DIR), so that later processes find them there.
+What a kernel is compiled for are dtypes, widths, which tensors there are, and whether all sequences are short: one or
+two batches of each kind are enough. Triton keeps the results on disk (TRITON_CACHE_DIR), so that later processes find
+them there.
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ def calls(
     yield "packing", lambda: _there_and_back(x, keep, common)
     yield "layer_norm", lambda: bk.layer_norm(x, (n,), vector, vector, **common)
     yield "add_layer_norm", lambda: bk.add_layer_norm(x, x, vector, vector, x_bias=vector, **drops)
-    # In the backward many short sequences have one kernel, few or long ones others.
+    # Many short sequences have a backward of one kernel, and a smaller tile in the forward.
     many = max(2, -(-triton_launch.multiprocessors(x.device) // heads))
     attend: Callable[..., Tensor] = functools.partial(bk.scaled_dot_product_attention, **drops)
-    for kind, batch, keys in (("", many, 16), (", long", 2, 600))[: 1 + sizes.training]:
+    for kind, batch, keys in (("", many, 16), (", long", 2, 600)):
         lengths = torch.full((batch,), 9, device=device)
         q, k = draw(batch, heads, 16, dim), draw(batch, heads, keys, dim)
         yield f"attention{kind}", functools.partial(attend, q, k, k, key_lengths=lengths)

@@ -20,6 +20,7 @@ from tests.static.triton_kernels import TARGETS, Configuration
 
 KERNELS = {
     "forward": triton_forward.attention_forward_kernel,
+    "few": triton_forward.attention_forward_kernel,  # where no sequence is longer than a tile
     "rows": triton_backward_rows.attention_backward_rows_kernel,
     "query": triton_backward_query.attention_backward_query_kernel,
     "key": triton_backward_key.attention_backward_key_kernel,
@@ -53,8 +54,8 @@ VARIANTS = {
     ),
 }
 DIMS = (64, 128, 256)
-# Products: of 16-bit elements, of float32 on tensor cores, and true ones.
-KINDS = (("bf16", "tf32"), ("fp16", "tf32"), ("fp32", "tf32"), ("fp32", "ieee"))
+# Products: of 16-bit elements, and of float32 by torch's three settings.
+KINDS = (("bf16", "tf32"), ("fp16", "tf32"), *(("fp32", p) for p in ("tf32", "bf16x3", "ieee")))
 
 
 def _types(kernel: Any, dtype: str) -> dict[str, str]:
@@ -66,9 +67,11 @@ def _tile(
     name: str, dim: int, dtype: str, precision: str, arch: str, plain: bool
 ) -> triton_config.Tile | None:
     bits = 32 if dtype == "fp32" else 16
+    if name == "few":
+        return triton_config.few(arch, bits, dim, plain, 1)
     if name == "short":
         return triton_config.short(arch, bits, dim, plain, 1)
-    return triton_config.tiles(arch, bits, bits == 32 and precision == "ieee", dim, plain)[name]
+    return triton_config.tiles(arch, bits, precision, dim, plain)[name]
 
 
 def _configuration(
@@ -92,7 +95,7 @@ def _configuration(
         constants["FLAGS"] |= BITS["pinned"]
     if name == "short":
         constants["ROWS_M"] = triton_config.SHORT_ROWS
-    wide = ("wide load", "wide store") if name in ("forward", "query", "key", "short") else ()
+    wide = () if name in ("rows", "mask") else ("wide load", "wide store")
     # Tiles of 64 queries or keys go through wgmma.
     narrow = name == "short" and tile.block_n < 64
     wgmma = ("HGMMA",) if dtype != "fp32" and dim <= 128 and not narrow else ()
@@ -119,10 +122,11 @@ def configurations() -> Iterator[Configuration]:
                 continue
             for dim in DIMS:
                 for dtype, precision in KINDS:
-                    if dtype == "fp32" and dim > drawer.MAX_DIM_FLOAT32:
+                    if dtype == "fp32" and triton_config.products(precision, dim) != precision:
                         continue
                     usual = variant == "plain" and (dtype != "fp16" or dim == 64)
-                    if usual or dtype == "bf16" or (dtype == "fp32" and variant == "bias"):
+                    heavy = dtype == "fp32" and variant in ("bias", "dropout")
+                    if usual or dtype == "bf16" or heavy:
                         for arch in TARGETS:
                             found = _configuration(name, variant, dim, dtype, precision, arch)
                             if found is not None:

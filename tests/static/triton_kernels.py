@@ -81,6 +81,9 @@ def configurations() -> dict[tuple[str, str], Configuration]:
                 for arch in c.architectures:
                     assert (c.name, arch) not in found, (c.name, arch)
                     found[c.name, arch] = c
+    for configuration in found.values():
+        # Triton's key of a kernel depends on which other kernels' it was asked for before: always on all.
+        _ = configuration.kernel.cache_key
     return found
 
 

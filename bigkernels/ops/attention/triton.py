@@ -1,4 +1,4 @@
-"""Triton drawer of the attention room: dense and packed, forward and backward, head dims up to 256, of float32 128.
+"""Triton drawer of the attention room: dense and packed, forward and backward, head dims up to 256.
 
 The kernels are imported at the first call, and triton with them. See triton_tiles.py for their form.
 """
@@ -23,7 +23,7 @@ from bigkernels.ops.attention.triton_arguments import (
     strides_of,
 )
 
-MAX_DIM, MAX_DIM_FLOAT32 = 256, 128
+MAX_DIM = 256
 OPEN = 1 << 30  # a side on which the diagonal bounds nothing
 # As in triton_tiles.py.
 FLAGS = {
@@ -37,9 +37,8 @@ def limits(facts: Facts) -> tuple[str, ...]:
     if triton_launch.MISSING is not None:
         return (triton_launch.MISSING,)
     reasons = triton_launch.dtype_limits(facts.dtype)
-    most, of = (MAX_DIM, "") if facts.dtype != torch.float32 else (MAX_DIM_FLOAT32, " of float32")
     dims = {"head_dim": facts.head_dim, "head_dim_v": facts.head_dim_v}
-    wide = (f"{name} {d} not in 1..{most}{of}" for name, d in dims.items() if not 1 <= d <= most)
+    wide = (f"{name} {d} not in 1..{MAX_DIM}" for name, d in dims.items() if not 1 <= d <= MAX_DIM)
     return (*reasons, *wide)
 
 
@@ -110,13 +109,15 @@ class Call(NamedTuple):
 
     def dims(self) -> dict[str, Any]:
         d, dv = self.q.shape[-1], self.v.shape[-1]
+        block_d, block_dv = triton_config.padded(d), triton_config.padded(dv)
+        wanted = triton_launch.float32_products(self.q.dtype)
         return {
             "FLAGS": self.flags,
-            "PRECISION": triton_launch.float32_products(self.q.dtype),
+            "PRECISION": triton_config.products(wanted, max(block_d, block_dv)),
             "D": d,
             "DV": dv,
-            "BLOCK_D": triton_config.padded(d),
-            "BLOCK_DV": triton_config.padded(dv),
+            "BLOCK_D": block_d,
+            "BLOCK_DV": block_dv,
         }
 
 
@@ -165,11 +166,14 @@ class _Launch:
         """others: further tensors with rows of head dims."""
         self.call, self.dims = call, call.dims()
         d = max(self.dims["BLOCK_D"], self.dims["BLOCK_DV"])
-        bits, ieee = call.q.element_size() * 8, self.dims["PRECISION"] == "ieee"
+        bits, precision = call.q.element_size() * 8, self.dims["PRECISION"]
         architecture = triton_launch.architecture(call.q.device)
         halves = FLAGS["pinned"] if bits == 16 else 0
         self.pinned = halves if architecture == "sm_90" else 0
-        self.tiles = triton_config.tiles(architecture, bits, ieee, d, call.plain)
+        self.tiles = triton_config.tiles(architecture, bits, precision, d, call.plain)
+        few = triton_config.few(architecture, bits, d, call.plain, call.longest)
+        if few is not None:
+            self.tiles = {**self.tiles, "forward": few}
         self.short = None
         if self.dims["FLAGS"] & FLAGS["negative"] == 0:
             self.short = triton_config.short(architecture, bits, d, call.plain, call.longest)
