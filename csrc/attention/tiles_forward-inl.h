@@ -12,12 +12,13 @@ namespace {
 // Panels of one unit of work share the packed keys and values.
 constexpr int64_t kTilePanels = 8;
 
+// The scores of all panels with so many keys stay in a fair part of the second cache.
+constexpr int64_t kFewKeys = 128;
+
 struct TileScratch {
   TilePanel panels[kTilePanels];
   BFloat16 *keys, *values;  // right operands: (D, keys) and (keys, Dv)
   int64_t value_block;      // elements of 32 columns of values
-  float* scores;            // (32, kScoreRow)
-  BFloat16* weights;        // left operand (32, keys)
 };
 
 // Whole tiles of every row, so that none is masked. Not beside a float32 mask: its gradient is
@@ -37,11 +38,10 @@ inline TileScratch tile_scratch_of(const AttentionCall& call, Arena* arena) {
   room.keys = arena->take<BFloat16>(keys * call.dim);
   room.values = arena->take<BFloat16>(keys * call.dim_v);
   room.value_block = keys * kPairSide;
-  room.scores = arena->take<float>(queries * kScoreRow);
-  room.weights = arena->take<BFloat16>(queries * keys);
   for (int64_t i = 0; i < panels; ++i) {
     TilePanel& panel = room.panels[i];
     panel.query = arena->take<BFloat16>(queries * call.dim);
+    panel.scores = arena->take<float>(queries * kScoreRow);
     panel.out = arena->take<float>(queries * call.dim_v);
     panel.top = arena->take<float>(3 * kPairSide);
     panel.sum = panel.top + kPairSide;
@@ -94,18 +94,32 @@ inline void pack_values(const AttentionCall& call, const Sequence& s, int64_t he
   }
 }
 
+// One panel at one block of keys: `keys` among its tiles [begin, end), counted from the block's
+// first key.
+struct TileBlock {
+  Range keys;
+  int64_t begin, end;
+};
+
+inline TileBlock keys_in_block(const TilePanel& panel, Range keys, int64_t block) {
+  const Range own = {max_int(keys.begin, panel.keys.begin), min_int(keys.end, panel.keys.end)};
+  if (own.begin >= own.end) return {own, 0, 0};
+  return {own, (own.begin - block) / kTileDepth * kTileDepth,
+          round_up(own.end - block, kTileDepth)};
+}
+
 template <int kRows>
 inline void score_tiles(const AttentionCall& call, const TileScratch& room, const TilePanel& panel,
-                        int64_t begin, int64_t end) {
-  for (int64_t n = begin; n < end; n += kPairSide) {
+                        const TileBlock& at) {
+  for (int64_t n = at.begin; n < at.end; n += kPairSide) {
     multiply_tiles<kRows>(panel.left, room.keys + n * call.dim, call.dim / kTileDepth,
-                          room.scores + n, kScoreRow, false);
+                          panel.scores + n, kScoreRow, false);
   }
 }
 
 template <int kRows>
-inline void add_values(const AttentionCall& call, const TileScratch& room, TilePanel* panel,
-                       int64_t begin, int64_t end) {
+inline void add_values(const AttentionCall& call, const TileScratch& room, const TileBlock& at,
+                       TilePanel* panel) {
   if (panel->started) {
     for (int64_t r = 0; r < kRows * kTileSide; ++r) {
       const Vec carry = Vec::broadcast(panel->carry[r]);
@@ -114,33 +128,57 @@ inline void add_values(const AttentionCall& call, const TileScratch& room, TileP
         store(row + d, Vec::load(row + d) * carry);
     }
   }
+  constexpr int64_t kWeightRow = kScoreRow * (sizeof(float) / sizeof(BFloat16));
+  const LeftTiles weights = {weights_of(panel->scores) + at.begin, kTileSide * kWeightRow,
+                             kTileDepth, kWeightRow * int64_t{sizeof(BFloat16)}};
   for (int64_t d = 0; d < call.dim_v; d += kPairSide) {
-    const BFloat16* values = room.values + d / kPairSide * room.value_block + begin * kPairSide;
-    multiply_tiles<kRows>(room.weights, values, (end - begin) / kTileDepth, panel->out + d,
+    const BFloat16* values = room.values + d / kPairSide * room.value_block + at.begin * kPairSide;
+    multiply_tiles<kRows>(weights, values, (at.end - at.begin) / kTileDepth, panel->out + d,
                           call.dim_v, panel->started);
+  }
+  panel->started = true;
+}
+
+inline void weigh_panel(const AttentionCall& call, const Sequence& s, int64_t head, int64_t block,
+                        const TileBlock& at, const Exponent& exponent, const Dropout* dropout,
+                        RowsAhead* ahead, TilePanel* panel) {
+  mask_panel(call, s, head, *panel, at.keys, block, at.begin, at.end, exponent, panel->scores);
+  const auto softmax =
+      exponent.folded ? dropout != nullptr ? softmax_rows<true, true> : softmax_rows<true, false>
+      : dropout != nullptr ? softmax_rows<false, true>
+                           : softmax_rows<false, false>;
+  for (int64_t tile = 0; tile < panel->tiles; ++tile) {
+    softmax(panel, tile * kTileSide, panel->scores + tile * kTileSide * kScoreRow, block, at.begin,
+            at.end, exponent, dropout, ahead);
   }
 }
 
-// One block of keys for one panel. meanwhile() is called while the tiles are at the scores.
-template <int kRows, class F>
-void tile_block(const AttentionCall& call, const Sequence& s, int64_t head, Range keys,
-                int64_t block, const Exponent& exponent, const Dropout* dropout,
-                const TileScratch& room, const F& meanwhile, TilePanel* panel) {
-  const int64_t begin = (keys.begin - block) / kTileDepth * kTileDepth;
-  const int64_t end = round_up(keys.end - block, kTileDepth);
-  score_tiles<kRows>(call, room, *panel, begin, end);
+// Panels at one block of keys, step by step: the unit of tiles takes hundreds of cycles to wake
+// once it has idled for a thousand, and while it is awake vectors of 512 bits go at half the speed,
+// so the two neither take turns often nor work side by side. meanwhile() is called behind the
+// scores.
+template <class F>
+void meet_keys(const AttentionCall& call, const Sequence& s, int64_t head, Range keys,
+               int64_t block, TilePanel* begin, TilePanel* end, const Exponent& exponent,
+               const Dropout* dropout, const TileScratch& room, const F& meanwhile,
+               RowsAhead* ahead) {
+  const auto each = [&](const auto& step) {
+    for (TilePanel* panel = begin; panel < end; ++panel) {
+      const TileBlock at = keys_in_block(*panel, keys, block);
+      if (at.begin < at.end) step(panel, at);
+    }
+  };
+  each([&](TilePanel* panel, const TileBlock& at) {
+    panel->tiles == 2 ? score_tiles<2>(call, room, *panel, at)
+                      : score_tiles<1>(call, room, *panel, at);
+  });
   meanwhile();
-  mask_panel(call, s, head, *panel, keys, block, begin, end, exponent, room.scores);
-  for (int64_t tile = 0; tile < kRows; ++tile) {
-    const auto softmax =
-        exponent.folded ? dropout != nullptr ? softmax_rows<true, true> : softmax_rows<true, false>
-        : dropout != nullptr ? softmax_rows<false, true>
-                             : softmax_rows<false, false>;
-    softmax(panel, tile * kTileSide, room.scores + tile * kTileSide * kScoreRow, block, begin, end,
-            exponent, dropout, room.weights + tile * kTileSize);
-  }
-  add_values<kRows>(call, room, panel, begin, end);
-  panel->started = true;
+  each([&](TilePanel* panel, const TileBlock& at) {
+    weigh_panel(call, s, head, block, at, exponent, dropout, ahead, panel);
+  });
+  each([&](TilePanel* panel, const TileBlock& at) {
+    panel->tiles == 2 ? add_values<2>(call, room, at, panel) : add_values<1>(call, room, at, panel);
+  });
 }
 
 // The factor of each query's sums, left in `carry`; its lse.
@@ -178,11 +216,28 @@ inline void finish_tile_panel(const AttentionCall& call, const Sequence& s, int6
   }
 }
 
-// Within a TileScope. finish(call, sequence, head, exponent, panel) writes a panel's results.
+// What the next work packs first, if it is of other keys. Not beside a single panel, whose time it
+// would take a tenth of.
+inline RowsAhead rows_ahead(const AttentionCall& call, const Work& now, int64_t panels,
+                            const Work* next) {
+  if (next == nullptr || panels < 2) return {};
+  const int64_t group = call.heads / call.heads_kv, head = next->head / group;
+  if (next->batch == now.batch && head == now.head / group) return {};
+  const Sequence s = sequence_of(call, next->batch);
+  const auto rows = [&](const AttentionRows& of, int64_t dim) -> RowsAhead::Rows {
+    constexpr int64_t kSize = sizeof(BFloat16);
+    return {reinterpret_cast<const char*>(row_at<const BFloat16>(of, s, s.key, head, 0)),
+            of.row * kSize, dim * kSize};
+  };
+  return {{rows(call.k, call.dim), rows(call.v, call.dim_v)}, min_int(s.keys, kTileKeys)};
+}
+
+// Within a TileScope. finish(call, sequence, head, exponent, panel) writes a panel's results. next:
+// the work that follows, or null.
 template <class F>
 inline void forward_tile_work(const AttentionCall& call, const WorkList& list, Work work,
                               const Exponent& exponent, const Dropout* dropout, Arena arena,
-                              const F& finish) {
+                              const Work* next, const F& finish) {
   TileScratch room = tile_scratch_of(call, &arena);
   const Sequence s = sequence_of(call, work.batch);
   const int64_t head_kv = work.head / (call.heads / call.heads_kv);
@@ -196,6 +251,7 @@ inline void forward_tile_work(const AttentionCall& call, const WorkList& list, W
     begin_tile_panel(call, s, work.head, on, &panel);
     all = {min_int(all.begin, panel.keys.begin), max_int(all.end, panel.keys.end)};
   }
+  RowsAhead ahead = rows_ahead(call, work, panels, next);
   for (int64_t block = all.begin / kTileKeys * kTileKeys; block < all.end; block += kTileKeys) {
     const Range keys = {max_int(block, all.begin), min_int(block + kTileKeys, all.end)};
     pack_keys(call, s, head_kv, keys, block, room);
@@ -204,15 +260,11 @@ inline void forward_tile_work(const AttentionCall& call, const WorkList& list, W
       if (!packed) pack_values(call, s, head_kv, keys, block, room);
       packed = true;
     };
-    for (int64_t i = 0; i < panels; ++i) {
-      TilePanel& panel = room.panels[i];
-      const Range own = {max_int(keys.begin, panel.keys.begin), min_int(keys.end, panel.keys.end)};
-      if (own.begin >= own.end) continue;
-      if (panel.tiles == 2) {
-        tile_block<2>(call, s, work.head, own, block, exponent, dropout, room, meanwhile, &panel);
-      } else {
-        tile_block<1>(call, s, work.head, own, block, exponent, dropout, room, meanwhile, &panel);
-      }
+    const int64_t step = keys.end - keys.begin > kFewKeys ? 1 : panels;
+    for (int64_t i = 0; i < panels; i += step) {
+      TilePanel* first = room.panels + i;
+      meet_keys(call, s, work.head, keys, block, first, first + step, exponent, dropout, room,
+                meanwhile, &ahead);
     }
   }
   for (int64_t i = 0; i < panels; ++i) finish(call, s, work.head, exponent, &room.panels[i]);
@@ -250,7 +302,8 @@ inline void forward_tiles(const AttentionCall& call) {
     Arena own = arena;
     own.used += thread * per_thread;
     for (int64_t i = share * together; i < min_int(count, (share + 1) * together); ++i) {
-      forward_tile_work(call, list, list[i], exponent, drops ? &dropout : nullptr, own,
+      const Work next = list[min_int(i + 1, count - 1)];
+      forward_tile_work(call, list, list[i], exponent, drops ? &dropout : nullptr, own, &next,
                         finish_tile_panel);
     }
   });

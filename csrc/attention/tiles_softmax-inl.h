@@ -24,10 +24,28 @@ struct TilePanel {
   bool started;              // false: out holds nothing yet
   BFloat16* query;           // room for a left operand (32, D)
   LeftTiles left;            // the queries
+  float* scores;             // (32, kScoreRow), then weights in their place
   float* out;                // (32, Dv), to be divided by sum
   float *top, *sum, *carry;  // (32,): maximum, sum of exponentials, factor of the last step
   uint32_t* dropout_words;   // (2, 32)
   PanelDropout dropout;
+};
+
+// Keys and values that are packed next, asked for from memory a row at a time beside other work.
+struct RowsAhead {
+  struct Rows {
+    const char* next;
+    int64_t stride, bytes;
+  } rows[2];
+  int64_t left;
+
+  void fetch() {
+    if (left-- <= 0) return;
+    for (Rows& of : rows) {
+      for (int64_t b = 0; b < of.bytes; b += 64) __builtin_prefetch(of.next + b, 0, 2);
+      of.next += of.stride;
+    }
+  }
 };
 
 // 2^x in fewer instructions than exp2's: a table for the first five bits behind the point, two
@@ -144,6 +162,9 @@ inline void mask_panel(const AttentionCall& call, const Sequence& s, int64_t hea
   mask_ends(s, panel, keys, block, begin, end, scores);
 }
 
+// A row of scores as the row of weights that replaces it.
+inline BFloat16* weights_of(float* scores) { return reinterpret_cast<BFloat16*>(scores); }
+
 // Moves the maxima of 16 queries on and returns what their exponents count from.
 inline Vec raise_tops(const float* scores, int64_t begin, int64_t end, const Exponent& exponent,
                       float* top, float* carry) {
@@ -165,16 +186,16 @@ inline Vec raise_tops(const float* scores, int64_t begin, int64_t end, const Exp
   return base;
 }
 
-// One query's scores become exponentials, rounded, after dropout, to `weights`, 32 keys every
-// `step` elements. Returns the sums (of what dropout sees) lane by lane.
+// One query's scores become exponentials, rounded, after dropout, to bfloat16 in the front half of
+// their row. Returns the sums (of what dropout sees) lane by lane.
 template <bool kFolded, bool kDrop>
-inline Vec weigh_row(const float* scores, int64_t begin, int64_t end, float base, float factor,
-                     const Dropout* dropout, VecU words, int64_t block, int64_t step,
-                     BFloat16* weights) {
+inline Vec weigh_row(float* scores, int64_t begin, int64_t end, float base, float factor,
+                     const Dropout* dropout, VecU words, int64_t block) {
   const ShortExp2 power;
   const Vec by = Vec::broadcast(factor), from = Vec::broadcast(base);
   Vec sum = Vec::zero();
-  for (int64_t j = begin; j < end; j += kTileDepth, weights += step) {
+  BFloat16* weights = weights_of(scores);
+  for (int64_t j = begin; j < end; j += kTileDepth) {
     Vec weight[2];
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
@@ -188,28 +209,27 @@ inline Vec weigh_row(const float* scores, int64_t begin, int64_t end, float base
         weight[half] = select(keep, weight[half], Vec::zero());
       }
     }
-    store_bits(weights, narrow_pair(weight[0], weight[1]));
+    store_bits(weights + j, narrow_pair(weight[0], weight[1]));
   }
   return sum;
 }
 
-// 16 queries of the panel, from query `first` on; `weights`: their first tile.
+// 16 queries of the panel, from query `first` on.
 template <bool kFolded, bool kDrop>
-void softmax_rows(TilePanel* panel, int64_t first, const float* scores, int64_t block,
-                  int64_t begin, int64_t end, const Exponent& exponent, const Dropout* dropout,
-                  BFloat16* weights) {
+void softmax_rows(TilePanel* panel, int64_t first, float* scores, int64_t block, int64_t begin,
+                  int64_t end, const Exponent& exponent, const Dropout* dropout, RowsAhead* ahead) {
   alignas(64) float base[16];
   store(base, raise_tops(scores, begin, end, exponent, panel->top + first, panel->carry + first));
   Vec sums[16];
   for (int r = 0; r < 16; ++r) {
+    ahead->fetch();
     VecU words = {};
     if constexpr (kDrop) {
       words =
           dropout_row(*dropout, panel->dropout.query[first + r], panel->dropout.head[first + r]);
     }
     sums[r] = weigh_row<kFolded, kDrop>(scores + r * kScoreRow, begin, end, base[r],
-                                        exponent.factor, dropout, words, block,
-                                        panel->tiles * kTileSize, weights + r * kTileDepth);
+                                        exponent.factor, dropout, words, block);
   }
   const Vec sum = reduce_rows(sums, [](Vec a, Vec b) { return a + b; });
   store(panel->sum + first,

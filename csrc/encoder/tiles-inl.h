@@ -260,7 +260,7 @@ struct TileEncoder {
         if constexpr (kSplit) {
           forward_work<Vec, float>(call, list, work, own);
         } else {
-          forward_tile_work(call, list, work, exponent, nullptr, own,
+          forward_tile_work(call, list, work, exponent, nullptr, own, nullptr,
                             [&](const AttentionCall&, const Sequence& s, int64_t h,
                                 const Exponent& e, TilePanel* panel) {
                               finish_statistics(call, s, h, e, panel);
