@@ -1,5 +1,7 @@
 // torch's side of the attention room on the CPU: checks, allocates, fills the call.
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <tuple>
 
 #include "isa/table.h"
@@ -127,7 +129,7 @@ class Arguments {
   }
 
   void check_starts(const IndexArray& starts, int64_t total, const char* name) const {
-    bool rising = starts[0] == 0 && starts[call.batch] == total;
+    bool rising = starts[0] == 0 && starts[call.batch] <= total;
     for (int64_t b = 0; b < call.batch; ++b) rising = rising && starts[b] <= starts[b + 1];
     STD_TORCH_CHECK(rising, name, ": expected 0, then rising ends up to ", total, " tokens");
   }
@@ -143,6 +145,24 @@ Tensor empty_like_layout(const Tensor& x, int64_t last) {
   if (x.dim() != 4 || x.strides()[1] >= x.strides()[2]) return empty(x, sizes, x.scalar_type());
   const int64_t heads = max_int(1, sizes[1]), length = max_int(1, sizes[2]), row = max_int(1, last);
   return empty_strided(x, sizes, {length * heads * row, row, heads * row, 1}, x.scalar_type());
+}
+
+// Rows behind the last sequence, whose end is starts[batch], are no tile's: zeros of (T, H, D)...
+void zero_behind(const Tensor& x, const AttentionCall& call, const IndexArray& starts) {
+  if (!call.packed || x.numel() == 0) return;
+  const int64_t row = x.numel() / x.sizes()[0] * x.element_size(), from = starts[call.batch];
+  std::memset(static_cast<char*>(x.mutable_data_ptr()) + from * row, 0,
+              (x.sizes()[0] - from) * row);
+}
+
+// ... and -infinity of (H, T).
+template <typename T>
+void fill_behind(T* lse, const AttentionCall& call) {
+  for (int64_t h = 0; h < call.heads; ++h) {
+    for (int64_t i = call.starts_q[call.batch]; i < call.length_q; ++i) {
+      lse[h * call.length_q + i] = -std::numeric_limits<T>::infinity();
+    }
+  }
 }
 
 Tensor empty_statistics(const Tensor& q) {
@@ -204,7 +224,13 @@ std::tuple<Tensor, Tensor> attention_forward(
   arguments.set_lengths(key_lengths, cu_seq_q, cu_seq_k);
   arguments.set_dropout(dropout_p, seed, offset, rows);
   const Tensor out = empty_like_layout(q, arguments.call.dim_v), lse = empty_statistics(q);
-  run_forward(arguments.call, q, out, lse.mutable_data_ptr());
+  const AttentionCall& call = arguments.call;
+  run_forward(call, q, out, lse.mutable_data_ptr());
+  zero_behind(out, call, call.starts_q);
+  if (call.packed && call.dtype == DType::kFloat64)
+    fill_behind(lse.mutable_data_ptr<double>(), call);
+  if (call.packed && call.dtype != DType::kFloat64)
+    fill_behind(lse.mutable_data_ptr<float>(), call);
   return {out, lse};
 }
 
@@ -261,6 +287,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
   const Scratch scratch(q, room.backward_scratch(call, gradients));
   call.scratch = scratch.data();
   room.backward(call, gradients);
+  zero_behind(dq, call, call.starts_q);
+  zero_behind(dk, call, call.starts_k);
+  zero_behind(dv, call, call.starts_k);
   return {dq, dk, dv, dmask};
 }
 

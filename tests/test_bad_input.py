@@ -159,7 +159,7 @@ BAD = {
                   draw(7, 3, 8), draw(7, 4, 9), PACKED.half()),
         "key": (*NOT_A_TENSOR, *NOT_A_FLOAT, draw(7, 2, 8), draw(6, 4, 8), draw(7, 4, 7), PACKED.double()),
         "value": (*NOT_A_TENSOR, *NOT_A_FLOAT, draw(7, 2, 8), draw(6, 4, 8), draw(7, 4, 0)),
-        "cu_seq_q": (ends(0, 3, 6), ends(0, 3, 7).to_sparse(), ends(0, 3, 8), ends(1, 3, 7), ends(0, 5, 3, 7),
+        "cu_seq_q": (ends(0, 3, 7).to_sparse(), ends(0, 3, 8), ends(1, 3, 7), ends(0, 5, 3, 7),
                      ends(3, 0, 7), ends(),
                      ends(0, -2, 7), ends(0, 8, 7), ends(0, 3, 7).float(), [0, 3, 7], None, ends(0, 3, 7)[None]),
         "cu_seq_k": (ends(0, 7), ends(0, 3, 5, 7), ends(0, 3, 9), ends(0, 3, 7).short(), None),

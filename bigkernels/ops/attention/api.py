@@ -364,7 +364,8 @@ def varlen_attn(
     Args:
         query: (T, H, D), the sequences one after another.
         key, value: (Tk, Hkv, D) and (Tk, Hkv, Dv).
-        cu_seq_q, cu_seq_k: (B + 1,) int32 or int64, 0 and then the ends of the sequences.
+        cu_seq_q, cu_seq_k: (B + 1,) int32 or int64, 0 and then the ends of the sequences. Rows behind the
+            last end belong to none: 0, lse -inf, gradients 0.
         max_q, max_k: longest sequence; None = not known.
         return_aux: an object with a true ``lse`` attribute (torch's AuxRequest) adds lse (H, T) to the result.
         scale: of the scores, default 1 / sqrt(D).

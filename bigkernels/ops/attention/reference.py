@@ -179,7 +179,7 @@ def packed(
     offset: Tensor | None,
     rows: Tensor | None,  # (T,)
 ) -> tuple[Tensor, Tensor]:
-    """(out (T, H, Dv), lse (H, T)): each sequence attends within itself."""
+    """(out (T, H, Dv), lse (H, T)): each sequence attends within itself; rows behind the last are dead."""
     ends_q, ends_k = cu_seq_q.tolist(), cu_seq_k.tolist()
     outs, lses = [], []
     for b in range(len(ends_q) - 1):
@@ -195,7 +195,8 @@ def packed(
         )  # fmt: skip
         outs.append(out[0].transpose(0, 1))
         lses.append(lse[0])
-    if not outs:
-        empty = q.new_empty((0, q.shape[1], v.shape[2]))
-        return empty, q.new_empty((q.shape[1], 0), dtype=stat_dtype(q.dtype))
+    behind, heads = q.shape[0] - ends_q[-1], q.shape[1]
+    if behind or not outs:
+        outs.append(q.new_zeros((behind, heads, v.shape[2])))
+        lses.append(q.new_full((heads, behind), -torch.inf, dtype=stat_dtype(q.dtype)))
     return torch.cat(outs), torch.cat(lses, dim=1)

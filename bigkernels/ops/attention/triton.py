@@ -224,6 +224,11 @@ def attention_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     out = contract.like_layout(q, v.shape[-1])
     shape = q.shape[:-1] if cu_q is None else (q.shape[1], q.shape[0])
     lse = q.new_empty(shape, dtype=torch.float32)
+    if (
+        cu_q is not None
+    ):  # rows behind the last sequence are no program's, and only the device knows them
+        out.zero_()
+        lse.fill_(-torch.inf)
     if lse.numel() == 0:
         return out, lse
     key, pointers = key_of(arguments), pointers_of(arguments)
@@ -322,9 +327,11 @@ def attention_backward(
     )
     dmask = mask.new_empty(mask.shape) if flags[-1] and mask is not None else None
     results = (*gradients, q.new_empty(0) if dmask is None else dmask)
-    if q.numel() == 0 or k.numel() == 0:
+    nothing = q.numel() == 0 or k.numel() == 0
+    if nothing or arguments[5] is not None:  # as in the forward: rows behind the last sequence
         for gradient in results:
             gradient.zero_()
+    if nothing:
         return results
     dout, out, lse = rows_of(dout), rows_of(out), lse.contiguous()
     statistics = [torch.empty_like(lse) for _ in range(3)]

@@ -32,7 +32,8 @@ from bigkernels.testing.problem import Problem, Tensors
 class PackedAttentionCase(Case):
     """A call of varlen_attn.
 
-    lengths: of the sequences; lengths_k: of their keys, where not the same. heads, heads_kv, dim,
+    lengths: of the sequences; lengths_k: of their keys, where not the same. behind: queries and keys that
+    follow the last sequence and belong to none. heads, heads_kv, dim,
     dim_v: sizes, the second and last where not H and D. causal, window, dropout_p: as the
     function's arguments. wide: cu_seq is int64, not int32. maxima: max_q and max_k are given. rows:
     dropout positions are given. values: a key of SPREADS. lse: returned, with a gradient. grads: inputs
@@ -44,6 +45,7 @@ class PackedAttentionCase(Case):
 
     lengths: tuple[int, ...]
     lengths_k: tuple[int, ...] | None = None
+    behind: tuple[int, int] = (0, 0)
     heads: int = 2
     heads_kv: int | None = None
     dim: int = 16
@@ -62,9 +64,14 @@ class PackedAttentionCase(Case):
     def keys(self) -> tuple[int, ...]:
         return self.lengths if self.lengths_k is None else self.lengths_k
 
+    @property
+    def blocks(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of queries and keys: the sequences, queries without a key, keys without a query."""
+        return (*self.lengths, self.behind[0], 0), (*self.keys, 0, self.behind[1])
+
     def problem(self) -> Problem:
         draw = _drawer(self.seed)
-        queries, keys = sum(self.lengths), sum(self.keys)
+        queries, keys = map(sum, self.blocks)
         heads_kv, dim_v = self.heads_kv or self.heads, self.dim_v or self.dim
         shapes = (
             (queries, self.heads, self.dim),
@@ -78,7 +85,7 @@ class PackedAttentionCase(Case):
         kind = torch.int64 if self.wide else torch.int32
         inputs["cu_q"] = torch.tensor([0, *accumulate(self.lengths)], dtype=kind)
         inputs["cu_k"] = torch.tensor([0, *accumulate(self.keys)], dtype=kind)
-        places = [(b * 2 + 1, i + 3) if self.rows else (b, i) for b, i in _places(self.lengths)]
+        places = [(b * 2 + 1, i + 3) if self.rows else (b, i) for b, i in _places(self.blocks[0])]
         rows = torch.tensor([b << 32 | i for b, i in places], dtype=torch.int64)
         inputs["rows"] = rows if self.rows else None
         inputs["visible"] = self._visible()
@@ -95,7 +102,7 @@ class PackedAttentionCase(Case):
         left, right = self.window
         causal = contract.BOTTOM_RIGHT if self.causal else contract.OPEN_BOTTOM_RIGHT
         blocks = []
-        for queries, keys in zip(self.lengths, self.keys, strict=True):
+        for queries, keys in zip(*self.blocks, strict=True):
             place = torch.arange(queries)
             seen = reference.visible(place, keys, keys - queries, causal, left, right)
             blocks.append(torch.ones((queries, keys), dtype=torch.bool) if seen is None else seen)
@@ -105,9 +112,9 @@ class PackedAttentionCase(Case):
     def _keep(self, rows: Tensor) -> Tensor:
         bh = (rows >> 32) * self.heads + torch.arange(self.heads)[:, None]
         i = (rows & 0xFFFFFFFF).expand(bh.shape)
-        own = _keep_scores(bh, i, max((*self.keys, 1)), self.dropout_p)
+        own = _keep_scores(bh, i, max((*self.blocks[1], 1)), self.dropout_p)
         # Key t of the pack is key j of its sequence.
-        j = torch.tensor([j for _, j in _places(self.keys)], dtype=torch.int64)
+        j = torch.tensor([j for _, j in _places(self.blocks[1])], dtype=torch.int64)
         return own.index_select(-1, j)
 
     def _reference(self, inputs: Tensors) -> Mapping[str, Tensor]:
@@ -150,7 +157,7 @@ class PackedAttentionCase(Case):
 
     @property
     def elements(self) -> int:
-        return max(sum(self.lengths), sum(self.keys)) * self.heads * max(self.dim, self.dim_v or 0)
+        return max(map(sum, self.blocks)) * self.heads * max(self.dim, self.dim_v or 0)
 
     def facts(self, device: str) -> Facts:
         left, right = self.window

@@ -12,6 +12,13 @@ PACKED: list[Row] = [
     ("empty sequences between others", {"lengths": (0, 7, 0, 0, 5, 0)}),
     ("a query without any key", {"lengths": (3, 4), "lengths_k": (6, 0), "lse": True}),
     ("keys without any query", {"lengths": (3, 0), "lengths_k": (6, 4)}),
+    ("rows behind the last sequence", {"lengths": (20, 7), "behind": (13, 9), "lse": True}),
+    ("rows behind none", {"lengths": (), "behind": (5, 5)}),
+    (
+        "rows behind, bfloat16, dropout",
+        {"lengths": (20, 70), "behind": (99, 150), "dim": 32, "dtype": BF16, "dropout_p": 0.2},
+    ),
+    ("rows behind, float64", {"lengths": (5,), "behind": (2, 3), "dtype": F64, "lse": True}),
     ("cross-attention", {"lengths": (5, 20), "lengths_k": (33, 8)}),
     ("longer than a block", {"lengths": (300, 20), "lse": True}),
     ("causal", {"lengths": (5, 70, 20), "causal": True}),
