@@ -35,6 +35,9 @@ struct ForwardPass {
     const bool drops = params.dropout.p > 0.0;
     const VecU counters = drops ? dropout_counters(dropout, params.dropout, r) : VecU::iota();
     return sum_columns<V>(params.columns, [&](int64_t c, auto extent) {
+      // The next row's lines; past the last row a prefetch reads nothing and faults nowhere.
+      __builtin_prefetch(x + params.x_stride + c);
+      __builtin_prefetch(residual + params.residual_stride + c);
       V branch = load<V>(x + c, extent);
       if (x_bias != nullptr) branch = branch + load<V>(x_bias + c, extent);
       if (drops) branch = drop(dropout, counters, c, branch);
@@ -64,11 +67,12 @@ struct ForwardPass {
 
   void row(int64_t r, int thread) const {
     if (params.residual != nullptr) {
-      S* sum_row = sum_rows + thread * params.columns;
+      S* sum_row = sum_rows + thread * sum_row_step(params.columns);
       return normalize(r, sum_row, add(r, sum_row));
     }
     const T* x = static_cast<const T*>(params.x) + r * params.x_stride;
     normalize(r, x, sum_columns<V>(params.columns, [&](int64_t c, auto extent) {
+                __builtin_prefetch(x + params.x_stride + c);
                 return load<V>(x + c, extent);
               }));
   }

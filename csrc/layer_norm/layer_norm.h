@@ -52,6 +52,10 @@ struct LayerNormBackwardParams {
   void* scratch;  // layer_norm_backward_scratch() bytes
 };
 
+// Elements from one thread's row of the sum to the next one's. Cores fetch lines in pairs: with one
+// pair between them, they do not take each other's.
+static inline int64_t sum_row_step(int64_t columns) { return columns + 32; }
+
 // The converted parameters, then one row of the sum per thread.
 static inline int64_t layer_norm_forward_scratch(const LayerNormForwardParams& params) {
   int64_t bytes = 0;
@@ -59,7 +63,7 @@ static inline int64_t layer_norm_forward_scratch(const LayerNormForwardParams& p
   bytes += converted_bytes(params.weight, params.columns, params.dtype);
   bytes += converted_bytes(params.bias, params.columns, params.dtype);
   if (params.residual == nullptr) return bytes;
-  const int64_t sums = params.num_threads * params.columns;
+  const int64_t sums = params.num_threads * sum_row_step(params.columns);
   return bytes + sums * element_size(statistics_dtype(params.dtype));
 }
 
