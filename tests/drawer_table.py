@@ -59,6 +59,7 @@ ROOMS = {
             "alibi": (False, True),
             "sinks": (False, True),
             "needs_grad": (True, False),
+            "learned": (False, True),
         },
     ),
     "ffn": (

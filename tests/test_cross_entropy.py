@@ -1,11 +1,14 @@
 """cross_entropy on every backend: judged by the oracle, and by what must hold without one."""
 
+import types
+
 import pytest
 import torch
 from inputs import dtypes
 from torch.nn import functional as F
 
 import bigkernels as bk
+from bigkernels.ops.cross_entropy import api
 from bigkernels.ops.cross_entropy.contract import Facts
 from bigkernels.testing import cases
 from bigkernels.testing.oracle import same_bits
@@ -80,6 +83,38 @@ def test_a_target_outside_the_classes_is_an_error(wrong, device):
     target = torch.tensor([0, wrong])
     with pytest.raises(IndexError):
         bk.cross_entropy(torch.randn(2, 8), target, backend=device.backend)
+
+
+@dtypes
+def test_autocast_keeps_the_loss_in_float32(dtype, device):
+    require(device, dtype)
+    logits = (100 * torch.randn(4, 40)).to(device.type, dtype).requires_grad_()
+    target = torch.tensor([5, 0, 17, 39], device=device.type)
+
+    def loss(function, **given):
+        return function(logits, target, reduction="sum", **given)
+
+    low = torch.float16 if device.type == "cuda" else torch.bfloat16
+    with torch.autocast(device.type, low):
+        found, torchs = loss(bk.cross_entropy, backend=device.backend), loss(F.cross_entropy)
+    assert found.dtype == torchs.dtype == torch.float32
+    torch.testing.assert_close(found, torchs)
+    assert (found * 2.0**16).isfinite()  # the first factor of a GradScaler
+    (gradient,) = torch.autograd.grad(found * 2.0**4, logits)
+    assert gradient.dtype == dtype and gradient.isfinite().all()
+
+
+def test_cudas_autocast_wants_a_loss_of_float32_too():
+    def wanted(dtype):
+        return api._loss_dtype(types.SimpleNamespace(device=torch.device("cuda"), dtype=dtype))
+
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        assert wanted(torch.float16) == wanted(torch.bfloat16) == torch.float32
+        assert wanted(torch.float64) == torch.float64
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert wanted(torch.float16) == torch.float16
 
 
 def test_it_differentiates_twice():

@@ -122,6 +122,24 @@ def test_gpu_script_passes_its_rehearsal(part, tmp_path) -> None:
     assert len(files) <= 8 and all(file.stat().st_size < 16 << 20 for file in files)
 
 
+def test_compute_sanitizer_sees_the_triton_kernels_of_every_room(tmp_path) -> None:
+    """By the script's own lines: what -k selects, before a device is asked for."""
+    lines = (ROOT / "benchmarks" / "gpu.sh").read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("small="))
+    ask = "\n".join(["device=cuda", *lines[first : first + 3], 'printf %s "$some"'])
+    some = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True).stdout
+    files = script("--list").stdout.split()
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-m", "not full", "--collect-only"]
+    command += ["-q", "-p", "no:cacheprovider", "-k", some, *files]
+    chosen = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert chosen.returncode == 0, chosen.stdout[-2000:] + chosen.stderr
+    names = chosen.stdout.splitlines()
+    assert not [name for name in names if "emulated" in name]
+    for room in (room for room, backend in backends._DRAWERS if backend == "triton"):
+        mine = [n for n in names if n.startswith(f"tests/test_{room}.py") and "[cuda-triton" in n]
+        assert 1 <= len(mine) <= 4, (room, mine)
+
+
 def test_no_part_of_the_script_can_pass_ten_minutes() -> None:
     lines = (ROOT / "benchmarks" / "gpu.sh").read_text().splitlines()
     limits = {1: 0, 2: 0}

@@ -93,6 +93,17 @@ def check_rows(rows: object, x: Tensor, count: int) -> None:
         raise ValueError(f"rows: device {rows.device}, but the input is on {x.device}")
 
 
+def chip(device: torch.device) -> str:
+    """A GPU for which no kernel of ours was ever compiled, by name; empty for all others, and for what is no GPU."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return ""
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        name = str(properties.gcnArchName).split(":")[0]
+        return "" if name == "gfx942" else name
+    return "" if properties.major >= 8 else f"sm_{properties.major}{properties.minor}"
+
+
 def autocast_dtype(device: str) -> torch.dtype | None:
     """The dtype autocast wants products in on this type of device; None where it is off."""
     if device == "meta" or not torch.is_autocast_enabled(device):

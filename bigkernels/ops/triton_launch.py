@@ -51,6 +51,26 @@ def dtype_limits(dtype: torch.dtype) -> tuple[str, ...]:
     return ()
 
 
+def chip_limits(chip: str) -> tuple[str, ...]:
+    """chip: as checks.chip has it. Of AMD's all kernels were compiled for one alone."""
+    return (f"GPU {chip} is not gfx942",) if chip.startswith("gfx") else ()
+
+
+def common_limits(dtype: torch.dtype, chip: str) -> tuple[str, ...]:
+    """Why no kernel of ours takes tensors of a dtype on a GPU."""
+    return (*chip_limits(chip), *dtype_limits(dtype))
+
+
+_CUDA_ONLY = frozenset({"maxnreg"})
+
+
+def known_options(options: dict[str, Any], hip: bool) -> dict[str, Any]:
+    """Of a kernel's constants and Triton's options those that its compiler for a GPU knows: it refuses others."""
+    if not hip:
+        return options
+    return {name: value for name, value in options.items() if name not in _CUDA_ONLY}
+
+
 def device_of(x: Tensor) -> AbstractContextManager[object]:
     """Makes the device of x current, if it is not: the usual case costs next to nothing."""
     if not x.is_cuda or x.get_device() == torch.cuda.current_device():
@@ -116,11 +136,17 @@ def float32_products(dtype: torch.dtype) -> str:
     """tl.dot's input_precision for a dtype, as torch's setting has it: "high" is what torch documents, each float32
     as a sum of two bfloat16, and "medium" the one product that is cheapest.
 
-    Raises RuntimeError, torch's, if the newer setting of a backend of its own was used beside it.
+    The newer setting of CUDA's own products, where it was used, knows these alone: "ieee" and "tf32".
     """
     if dtype != torch.float32:
         return "tf32"  # which products of 16-bit elements do not look at
-    return _PRODUCTS[torch.get_float32_matmul_precision()]
+    own = torch.backends.cuda.matmul.fp32_precision
+    if own == "ieee":
+        return "ieee"
+    try:
+        return _PRODUCTS[torch.get_float32_matmul_precision()]
+    except RuntimeError:  # the settings of several backends differ: CUDA's is the one
+        return "tf32" if own == "tf32" else "ieee"
 
 
 class _Places(NamedTuple):
@@ -190,6 +216,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     Returns:
         What ``replay`` takes, if the launch was plain.
     """
+    constants = known_options(constants, _HIP)
     if INTERPRETED:
         kernel[grid](*arguments, **constants)
         return None

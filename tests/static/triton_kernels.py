@@ -20,6 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bigkernels.ops import triton_launch
 from tests.static import occupancy, resources
 from tests.static.row import Row
 
@@ -28,7 +29,6 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-CUDA_ONLY = ("maxnreg",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,7 @@ class Configuration:
         return ASTSource(self.kernel, signature, self.constants, attributes)
 
     def options_for(self, target: GPUTarget) -> dict[str, int]:
-        hidden = () if target.backend == "cuda" else CUDA_ONLY
-        return {name: value for name, value in self.options.items() if name not in hidden}
+        return triton_launch.known_options(self.options, target.backend == "hip")
 
     def digest(self, arch: str) -> str:
         target = TARGETS[arch]

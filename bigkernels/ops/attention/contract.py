@@ -35,6 +35,8 @@ class Facts(NamedTuple):
     alibi: bool
     sinks: bool
     needs_grad: bool
+    learned: bool = False  # alibi_slopes or sinks want a gradient
+    chip: str = ""  # as checks.chip has it
 
 
 _FLAGS = (

@@ -36,10 +36,11 @@ def limits(facts: Facts) -> tuple[str, ...]:
     """Why these kernels do not take a call; empty if they do."""
     if triton_launch.MISSING is not None:
         return (triton_launch.MISSING,)
-    reasons = triton_launch.dtype_limits(facts.dtype)
+    reasons = triton_launch.common_limits(facts.dtype, facts.chip)
     dims = {"head_dim": facts.head_dim, "head_dim_v": facts.head_dim_v}
     wide = (f"{name} {d} not in 1..{MAX_DIM}" for name, d in dims.items() if not 1 <= d <= MAX_DIM)
-    return (*reasons, *wide)
+    learned = ("learned alibi_slopes or sinks get no gradient",) if facts.learned else ()
+    return (*reasons, *wide, *learned)
 
 
 class Call(NamedTuple):

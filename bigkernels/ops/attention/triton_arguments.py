@@ -10,6 +10,9 @@ from torch import Tensor
 
 from bigkernels.ops import triton_launch
 
+# 127 of them, and a column, are below 2^32.
+FAR_MASK_ROWS = 1 << 25
+
 
 def rows_of(x: Tensor) -> Tensor:
     """x, or a copy of it where the kernels cannot read its rows in place."""
@@ -21,8 +24,10 @@ def rows_of(x: Tensor) -> Tensor:
 
 def columns_of(mask: Tensor | None) -> Tensor | None:
     """A mask whose columns are neighbours, or all one: other strides give the tiles another layout, and sums
-    another order."""
-    if mask is None or mask.shape[-1] == 1 or mask.stride(-1) == 1:
+    another order. Its rows may not lie so far apart that an offset inside a tile leaves 32 bits."""
+    if mask is None or (mask.shape[-2] > 1 and mask.stride(-2) >= FAR_MASK_ROWS):
+        return None if mask is None else mask.contiguous()
+    if mask.shape[-1] == 1 or mask.stride(-1) == 1:
         return mask
     return mask.contiguous()
 

@@ -74,6 +74,18 @@ def _check(
     checks.check_number("label_smoothing", label_smoothing, 0.0, 1.0)
 
 
+def _facts(input: Tensor, label_smoothing: float) -> Facts:
+    needs_grad = torch.is_grad_enabled() and input.requires_grad
+    device = input.device
+    return Facts(device.type, input.dtype, label_smoothing > 0.0, needs_grad, checks.chip(device))
+
+
+def _loss_dtype(input: Tensor) -> torch.dtype:
+    """torch's autocast runs it in float32, but float64's: a loss of float16 times a GradScaler's factor is inf."""
+    autocast = checks.autocast_dtype(input.device.type) is not None
+    return contract.stat_dtype(input.dtype) if autocast else input.dtype
+
+
 def cross_entropy_facts(
     input: Tensor,
     target: Tensor,
@@ -84,8 +96,7 @@ def cross_entropy_facts(
 ) -> Facts:
     """The facts by which ``cross_entropy`` chooses its drawer."""
     _check(input, target, ignore_index, reduction, label_smoothing)
-    needs_grad = torch.is_grad_enabled() and input.requires_grad
-    return Facts(input.device.type, input.dtype, label_smoothing > 0.0, needs_grad)
+    return _facts(input, label_smoothing)
 
 
 def cross_entropy(
@@ -110,7 +121,8 @@ def cross_entropy(
         backend: forces a backend.
 
     Returns:
-        (), or (N,) for "none", in input's dtype. Sums are float32 (float64 for float64). The mean of no rows is NaN.
+        (), or (N,) for "none", in input's dtype, under autocast float32 as torch's. Sums are float32 (float64 for
+        float64). The mean of no rows is NaN.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, range or device.
@@ -118,15 +130,14 @@ def cross_entropy(
         Unsupported: the forced backend cannot serve the call.
     """
     _check(input, target, ignore_index, reduction, label_smoothing)
-    needs_grad = torch.is_grad_enabled() and input.requires_grad
-    facts = Facts(input.device.type, input.dtype, label_smoothing > 0.0, needs_grad)
+    facts = _facts(input, label_smoothing)
     name = backends.choose("cross_entropy", facts, backend)
     rule = (ignore_index, float(label_smoothing))
     if name == "reference" or checks.through_reference():
         loss = reference.losses(input, target, *rule)
-    elif needs_grad:
+    elif facts.needs_grad:
         loss = checks.apply(_Losses, input, target, *rule, name)
     else:
         forward = _OPS["cross_entropy_forward"][name]
         loss = checks.raising_index_errors(forward, input, target, *rule)[0]
-    return reference.reduce(loss, target, ignore_index, reduction).to(input.dtype)
+    return reference.reduce(loss, target, ignore_index, reduction).to(_loss_dtype(input))

@@ -17,6 +17,7 @@ class Facts(NamedTuple):
     dtype: torch.dtype
     smoothing: bool
     needs_grad: bool
+    chip: str = ""  # as checks.chip has it
 
 
 SCHEMAS = {

@@ -21,7 +21,7 @@ def limits(facts: Facts) -> tuple[str, ...]:
     """Why these kernels do not take a call; empty if they do."""
     if triton_launch.MISSING is not None:
         return (triton_launch.MISSING,)
-    return triton_launch.dtype_limits(facts.dtype)
+    return triton_launch.common_limits(facts.dtype, facts.chip)
 
 
 @functools.cache

@@ -218,6 +218,7 @@ def _facts(
         types is not None,
         dropout_p > 0.0,
         needs_grad,
+        checks.chip(word.device),
     )
 
 

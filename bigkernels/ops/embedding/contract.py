@@ -21,6 +21,7 @@ class Facts(NamedTuple):
     types: bool
     dropout: bool
     needs_grad: bool
+    chip: str = ""  # as checks.chip has it
 
 
 SCHEMAS = {

@@ -170,7 +170,8 @@ def _facts(
 ) -> Facts:
     tensors = (x, gate, *rest)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    return Facts(x.device.type, x.dtype, activation, gate is not None, dropout_p > 0.0, needs_grad)
+    rest_of = (activation, gate is not None, dropout_p > 0.0, needs_grad, checks.chip(x.device))
+    return Facts(x.device.type, x.dtype, *rest_of)
 
 
 def ffn_facts(*args: Any, **kwargs: Any) -> Facts:

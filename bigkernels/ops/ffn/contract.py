@@ -21,6 +21,7 @@ class Facts(NamedTuple):
     gated: bool
     dropout: bool
     needs_grad: bool
+    chip: str = ""  # as checks.chip has it
 
 
 _DROPOUT = "str activation, float dropout_p, Tensor? seed, Tensor? offset, Tensor? rows"

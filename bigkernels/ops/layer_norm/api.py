@@ -36,7 +36,8 @@ def _layer_norm_facts(
 ) -> Facts:
     needs_grad = _wants_grad(x, weight, bias)
     weight_dtype = None if weight is None else weight.dtype
-    return Facts(op, x.device.type, x.dtype, weight_dtype, n, False, needs_grad)
+    chip = checks.chip(x.device)
+    return Facts(op, x.device.type, x.dtype, weight_dtype, n, False, needs_grad, chip)
 
 
 def _autocast_layer_norm(
@@ -262,6 +263,7 @@ def _add_layer_norm_facts(
         x.shape[-1],
         dropout_p > 0.0,
         needs_grad,
+        checks.chip(x.device),
     )
 
 

@@ -20,6 +20,7 @@ class Facts(NamedTuple):
     n: int
     dropout: bool
     needs_grad: bool
+    chip: str = ""  # as checks.chip has it
 
 
 SCHEMAS = {

@@ -43,6 +43,6 @@ def limits(facts: Facts) -> tuple[str, ...]:
         reasons.append(
             f"n {facts.n} above {MAX_ODD_COLUMNS_BACKWARD} is not a multiple of 16 bytes"
         )
-    if torch.cuda.is_available() and torch.cuda.get_device_properties("cuda").major < 8:
-        reasons.append("the GPU's compute capability is below 8.0")
+    if facts.chip:
+        reasons.append(f"the GPU is {facts.chip}, below sm_80")
     return tuple(reasons)

@@ -24,7 +24,7 @@ def limits(facts: Facts) -> tuple[str, ...]:
     """Why these kernels do not take a call; empty if they do."""
     if triton_launch.MISSING is not None:
         return (triton_launch.MISSING,)
-    reasons = triton_launch.dtype_limits(facts.dtype)
+    reasons = triton_launch.common_limits(facts.dtype, facts.chip)
     if not 1 <= facts.n <= MAX_COLUMNS:
         reasons += (f"n {facts.n} not in 1..{MAX_COLUMNS}",)
     return reasons

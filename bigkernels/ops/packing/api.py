@@ -73,7 +73,7 @@ def _check(x: object, plan: object, dims: int) -> None:
 def plan_facts(keep: Tensor, tokens: int | None = None) -> Facts:
     """The facts by which ``plan`` chooses its drawer."""
     _check_keep(keep, tokens)
-    return Facts(keep.device.type, keep.dtype, False)
+    return Facts(keep.device.type, keep.dtype, False, checks.chip(keep.device))
 
 
 def plan(keep: Tensor, tokens: int | None = None, *, backend: str | None = None) -> Plan:
@@ -96,7 +96,8 @@ def plan(keep: Tensor, tokens: int | None = None, *, backend: str | None = None)
         Unsupported: the forced backend cannot serve the call.
     """
     _check_keep(keep, tokens)
-    name = backends.choose("packing", Facts(keep.device.type, keep.dtype, False), backend)
+    facts = Facts(keep.device.type, keep.dtype, False, checks.chip(keep.device))
+    name = backends.choose("packing", facts, backend)
     # Recorded, the number of tokens is one of the sizes that torch finds at each call.
     if name != "triton" or checks.through_reference() or (tokens is None and checks.recorded()):
         return reference.plan(keep, tokens)
@@ -136,7 +137,8 @@ def full_plan(batch: int, length: int, device: torch.device) -> Plan:
 
 
 def _rows_facts(x: Tensor) -> Facts:
-    return Facts(x.device.type, x.dtype, torch.is_grad_enabled() and x.requires_grad)
+    needs_grad = torch.is_grad_enabled() and x.requires_grad
+    return Facts(x.device.type, x.dtype, needs_grad, checks.chip(x.device))
 
 
 def _copies(x: Tensor, plan: Plan, backend: str | None) -> tuple[str, Tensor]:

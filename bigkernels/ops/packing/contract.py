@@ -36,6 +36,7 @@ class Facts(NamedTuple):
     device: str
     dtype: torch.dtype  # of what is packed, or of the mask
     needs_grad: bool
+    chip: str = ""  # as checks.chip has it
 
 
 SCHEMAS = {

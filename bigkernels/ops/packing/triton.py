@@ -28,9 +28,10 @@ def limits(facts: Facts) -> tuple[str, ...]:
     """Why these kernels do not take a call; empty if they do."""
     if triton_launch.MISSING is not None:
         return (triton_launch.MISSING,)
+    reasons = triton_launch.chip_limits(facts.chip)
     if facts.dtype not in _DTYPES:
-        return (f"dtype {facts.dtype} is neither real nor an integer of Triton's",)
-    return ()
+        reasons += (f"dtype {facts.dtype} is neither real nor an integer of Triton's",)
+    return reasons
 
 
 def _plain(x: Tensor) -> Tensor:
