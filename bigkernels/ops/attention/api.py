@@ -131,8 +131,9 @@ def _facts(call: Call) -> Facts:
     q, k, v, mask = call.q, call.k, call.v, call.mask
     grad = torch.is_grad_enabled()
     mask_grad = grad and mask is not None and mask.requires_grad
-    parameters = (call.alibi_slopes, call.sinks)
-    learned = grad and any(x is not None and x.requires_grad for x in parameters)
+    learned = grad and any(
+        x is not None and x.requires_grad for x in (call.alibi_slopes, call.sinks)
+    )
     return Facts(
         device=q.device.type,
         dtype=q.dtype,
@@ -149,9 +150,7 @@ def _facts(call: Call) -> Facts:
         softcap=call.softcap > 0.0,
         alibi=call.alibi_slopes is not None,
         sinks=call.sinks is not None,
-        needs_grad=mask_grad
-        or learned
-        or (grad and (q.requires_grad or k.requires_grad or v.requires_grad)),
+        needs_grad=mask_grad or learned or (grad and any(x.requires_grad for x in (q, k, v))),
         learned=learned,
         chip=checks.chip(q.device),
     )

@@ -166,7 +166,7 @@ def _norm(
     facts = _layer_norm_facts(op, x, weight, bias, n)
     name = backends.choose("layer_norm", facts, backend)
     centred = op == "layer_norm"
-    if n > 0 and name != "reference":
+    if key is not None and n > 0 and name != "reference":  # a compiled call may not even look there
         _KNOWN.keep(key, (n, eps, name, facts.needs_grad))
     if n == 0:  # nothing to normalize
         weight, bias = (None if t is None else t.to(x.dtype) for t in (weight, bias))
@@ -338,7 +338,8 @@ def _add_norm(
         name = backends.choose("layer_norm", facts, backend)
         known = _rms_eps(x.dtype, eps), float(dropout_p), name, facts.needs_grad
         through = name == "reference" or checks.through_reference()
-        _KNOWN_SUMS.keep(None if through else key, known)
+        if key is not None and not through:
+            _KNOWN_SUMS.keep(key, known)
     eps, dropout_p, name, needs_grad = known
     seed_, offset_ = dropout.seeds(seed, offset, x, dropout_p)
     inputs = (x, residual, weight, bias, eps, x_bias, dropout_p, seed_, offset_, rows)
