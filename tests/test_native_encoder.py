@@ -128,6 +128,33 @@ def test_threads_change_no_bit(isa, precision):
         assert (out is None and found[0] is None) or np.array_equal(out, found[0])
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("spoilt", [np.nan, -np.nan])
+def test_a_weight_that_is_nan_spoils_the_result(isa, precision, activation, spoilt):
+    for tensor in (0, 4, 6, 10, 12):  # query, value, output, up, down of the first layer
+        weights = layers(64, 128)
+        weights[tensor][3, 4] = spoilt
+        out = run(isa, precision, weights, 64, 2, activation=activation)[1]
+        assert out is None or np.isnan(out).all(), tensor
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("spoilt", [np.nan, -np.nan, np.inf])
+def test_what_is_not_finite_stays_in_its_sequence(isa, precision, spoilt):
+    weights = layers(64, 128)
+    x, plain = run(isa, precision, weights, 64, 2)
+    if plain is None:
+        return
+    first, after = sum(LENGTHS[:2]), sum(LENGTHS[:3])
+    x[first + 7, 5] = spoilt
+    starts = np.cumsum((0, *LENGTHS)).astype(np.int64)
+    out = native.encoder(isa, precision, x, starts, weights, 2)
+    assert np.isnan(out[first:after]).all()
+    others = np.r_[:first, after : len(x)]
+    assert np.array_equal(out[others], plain[others])
+
+
 @pytest.mark.parametrize("columns", [1, 7, 33, 96])
 def test_embeddings_and_their_gradients(isa, columns):
     draw = np.random.default_rng(1)

@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from stacks import torchs
 
 import bigkernels
+from bigkernels import library
 from bigkernels.integrations import outputs, whole
 
 transformers = pytest.importorskip("transformers")
@@ -59,3 +61,40 @@ def test_verify_passes_the_real_model(dtype, minilm):
     bigkernels.accelerate(model, dtype=dtype)
     found = bigkernels.verify(model, batches[0])
     assert found.passed, found
+
+
+@pytest.fixture
+def settings():
+    """torch's newer precision settings, which are put back."""
+    matmul = torch.backends.mkldnn.matmul
+    places = {"all": torch.backends, "matmul": matmul}
+    before = matmul.fp32_precision, torch.backends.fp32_precision
+    yield places
+    matmul.fp32_precision, torch.backends.fp32_precision = before
+
+
+@pytest.mark.skipif(library.extension_error is not None, reason=f"cpu: {library.extension_error}")
+@pytest.mark.parametrize("place", ["all", "matmul"])
+@pytest.mark.parametrize(
+    ("setting", "precision"), [("bf16", "bfloat16"), ("tf32", "high"), ("ieee", "float32")]
+)
+def test_products_follow_the_newer_setting(place, setting, precision, settings):
+    if reason := whole.why_not_served(precision):
+        pytest.skip(f"cpu: {reason}")
+    model, inputs = torchs()
+    handle = bigkernels.accelerate(model)
+    settings["matmul"].fp32_precision = "none"
+    settings[place].fp32_precision = setting
+    found = bigkernels.verify(model, inputs)
+    assert found.passed, found
+    assert handle.report().encoders == {"": f"one native call, {precision}"}
+
+
+@pytest.mark.skipif(library.extension_error is not None, reason=f"cpu: {library.extension_error}")
+def test_the_setting_of_one_backend_goes_before_that_of_all(settings):
+    model, inputs = torchs()
+    handle = bigkernels.accelerate(model)
+    torch.backends.fp32_precision, settings["matmul"].fp32_precision = "bf16", "ieee"
+    with torch.no_grad():
+        model(**inputs)
+    assert handle.report().encoders == {"": "one native call, float32"}

@@ -86,7 +86,7 @@ class Handle:
 
     def _ask(self) -> None:
         for module in _backbones(self._model):
-            whole.encoder_of(module).asked = self._precision
+            whole.ask(module, self._precision)
 
     def refresh(self) -> None:
         """Replaces what has been added to the model since; weights are packed anew at the next call."""
@@ -101,7 +101,7 @@ class Handle:
         _restore(self._swaps)
         for module, asked in self._before:
             if role_of(module) is not None:
-                whole.encoder_of(module).asked = asked
+                whole.ask(module, asked)
         self._swaps, self._before = [], []
 
     def __enter__(self) -> Handle:

@@ -10,13 +10,14 @@ from typing import Any
 from torch import nn
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_FORM = operator.attrgetter("shape", "dtype")
 
 
 class Snapshot:
     """Classes, attributes, children, parameters and hooks of every module below a root, and the root's own attributes.
 
-    Sees everything but changes inside an attribute's value, such as a configuration, and inside tensors. Keeps what it
-    saw alive, except the root.
+    Sees everything but changes inside an attribute's value, such as a configuration, and in tensors' elements: shapes
+    and dtypes of parameters, which ``.data`` changes, are seen. Keeps what it saw alive, except the root.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -30,6 +31,8 @@ class Snapshot:
         self._hook_ids = list(chain.from_iterable(self._hooks))
         self._child_values = list(_values(self._children))
         self._parameter_values = list(_values(self._parameters))
+        self._tensors = [p for p in self._parameter_values if p is not None]
+        self._forms = list(map(_FORM, self._tensors))
 
     def holds(self) -> bool:
         """Whether nothing has changed since."""
@@ -44,6 +47,7 @@ class Snapshot:
             list(chain.from_iterable(self._hooks)) == self._hook_ids
             and _same(_values(self._children), self._child_values)
             and _same(_values(self._parameters), self._parameter_values)
+            and list(map(_FORM, self._tensors)) == self._forms
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bigkernels import backends, library
 from bigkernels.integrations.packed import PackedCopy, parts
+from bigkernels.ops import checks
 from bigkernels.ops.encoder import contract
 from bigkernels.ops.packing.contract import Plan
 
@@ -24,6 +25,7 @@ PRECISIONS: dict[object, str] = {
 """What accelerate(dtype=...) takes, and the precision of the products it stands for."""
 
 _BY_SETTING = {"highest": "float32", "high": "high", "medium": "bfloat16"}
+_ASKED = "_bigkernels_precision"  # of a module, where one was asked for: goes with its copies
 _forward = library.kernels("encoder_forward", contract.BACKENDS)["cpu"]
 
 
@@ -101,7 +103,7 @@ def recipe(layers: list[Layer | None]) -> Recipe:
         return Recipe("dropout is on")
     with torch.no_grad():
         one = parts([w.detach() for w in weights[: len(first.weights)]], first.form)
-    query, up = one[0], one[10]
+    query, up, down = one[0], one[10], one[12]
     if (
         first.eps[0] != first.eps[1]
         or abs(first.scaling * (query.shape[0] / first.heads) ** 0.5 - 1) > 1e-6
@@ -111,6 +113,8 @@ def recipe(layers: list[Layer | None]) -> Recipe:
         return Recipe("its weights have several dtypes")
     if query.shape[0] != query.shape[1] or query.shape[0] % first.heads:
         return Recipe(f"its attention is {query.shape[0]} wide, its states {query.shape[1]}")
+    if down.shape[::-1] != up.shape:
+        return Recipe(f"its feed-forward is {up.shape[0]} wide, then {down.shape[1]}")
     return Recipe(None, weights, first, up.shape[0])
 
 
@@ -218,7 +222,7 @@ def _own_precision(x: Tensor) -> str:
     """Products as the model, autocast and torch's setting have them."""
     if x.dtype != torch.float32 or _autocast() is not None:
         return "bfloat16"
-    return _BY_SETTING[torch.get_float32_matmul_precision()]
+    return _BY_SETTING[checks.float32_matmul_precision()]
 
 
 def loss(precision: str | None, dtype: torch.dtype) -> str | None:
@@ -238,13 +242,22 @@ def encoder_of(module: nn.Module) -> Encoder:
     """The native call that belongs to a module, made at the first call; kept beside the model, not in it."""
     found = _encoders.get(module)
     if found is None:
-        found = _encoders[module] = Encoder()
+        found = _encoders[module] = Encoder(module.__dict__.get(_ASKED))
     return found
+
+
+def ask(module: nn.Module, precision: str | None) -> None:
+    """Sets the precision of the module's native call and of its copies'; None: that of the model."""
+    encoder_of(module).asked = precision
+    module.__dict__.pop(_ASKED, None)
+    if precision is not None:
+        module.__dict__[_ASKED] = precision
 
 
 def forget(module: nn.Module) -> None:
     """Drops the module's packed weights and what ``accelerate`` asked of it."""
     _encoders.pop(module, None)
+    module.__dict__.pop(_ASKED, None)
 
 
 def drop(module: nn.Module) -> None:

@@ -162,6 +162,19 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     return function.apply(*arguments)
 
 
+def float32_matmul_precision() -> str:
+    """How exact float32 products on the CPU shall be: "highest", "high" or "medium", whichever way torch was told.
+
+    ``torch.set_float32_matmul_precision`` writes the newer setting too, which inherits torch.backends.fp32_precision;
+    the older one refuses to be read once the newer ones were written apart.
+    """
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    return _BY_TORCH_NAME[matmul.fp32_precision]
+
+
+_BY_TORCH_NAME = {"none": "highest", "ieee": "highest", "tf32": "high", "bf16": "medium"}
+
+
 def recomputing() -> bool:
     """Whether a backward must itself be differentiable, so that it goes through the reference."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()

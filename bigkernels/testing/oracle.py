@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bigkernels.ops import checks
 from bigkernels.testing.canary import Canary, poisoned_outputs
 from bigkernels.testing.cases import Case
 from bigkernels.testing.precision import products_rounded_like
@@ -168,7 +169,11 @@ def check(case: Case, backend: str | None, device: torch.device | str = "cpu") -
     function raises passes through.
     """
     place = torch.device(device)
-    precision = torch.get_float32_matmul_precision()
+    precision = (
+        torch.get_float32_matmul_precision()
+        if place.type == "cuda"
+        else checks.float32_matmul_precision()
+    )
     if precision == "high" and place.type == "cuda":
         precision = "tf32"
     problem, expected = _expected_of(case, precision)

@@ -70,15 +70,21 @@ inline float* integer_sums_of(float* bias, int64_t rows) {
   return bias + 2 * round_up(rows, EncoderLayout::kBlock);
 }
 
-// Row n of the matrix as whole numbers in [-127, 127] times a scale, which is kept.
+// Row n of the matrix as whole numbers in [-127, 127] times a scale, which is kept: NaN where a
+// weight is not finite, so that the results are.
 inline void read_integers(const PackSource& source, int64_t n, float* out) {
   const int64_t depth = source.depth();
   source.read_row(n, out);
-  Vec top = Vec::zero();
-  traverse<Vec>(0, depth,
-                [&](int64_t c, auto extent) { top = max(top, abs(load<Vec>(out + c, extent))); });
-  const float most = reduce_max(top), scale = most > 0 ? most / 127.0f : 1.0f;
-  for (int64_t k = 0; k < depth; ++k) out[k] = __builtin_rintf(out[k] / scale);
+  Vec top = Vec::zero(), spoilt = Vec::zero();  // a maximum may pass over a NaN, a sum does not
+  traverse<Vec>(0, depth, [&](int64_t c, auto extent) {
+    const Vec v = load<Vec>(out + c, extent);
+    top = max(top, abs(v));
+    spoilt = fma(v, Vec::zero(), spoilt);
+  });
+  const float most = reduce_max(top), nothing = reduce_add(spoilt);
+  const float scale = (most > 0 ? most / 127.0f : 1.0f) + nothing;
+  const bool finite = nothing == 0;
+  for (int64_t k = 0; k < depth; ++k) out[k] = finite ? __builtin_rintf(out[k] / scale) : 0;
   scales_of(source.bias, source.rows())[n] = scale;
 }
 
