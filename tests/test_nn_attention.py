@@ -243,7 +243,7 @@ def test_weights_in_training_are_those_before_dropout():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"is_causal": True}, ValueError, "attn_mask: None, but is_causal"),
+        ({"is_causal": True}, ValueError, "attn_mask: None, but is_causal .*pass that mask"),
         ({"attn_mask": torch.zeros(2, 2)}, ValueError, "attn_mask: shape"),
         ({"attn_mask": torch.zeros(L, L, dtype=torch.int32)}, TypeError, "attn_mask: dtype"),
         ({"key_padding_mask": torch.zeros(L, dtype=torch.bool)}, ValueError, "key_padding_mask: shape"),

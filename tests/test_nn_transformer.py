@@ -238,7 +238,7 @@ def test_nested_sequences_go_in_and_come_out():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"is_causal": True}, ValueError, "attn_mask: None, but is_causal"),
+        ({"is_causal": True}, ValueError, "attn_mask: None, but is_causal .*pass that mask"),
         ({"mask": torch.zeros(2, 2)}, ValueError, "mask: shape"),
         ({"src_key_padding_mask": torch.zeros(B, L + 1, dtype=torch.bool)}, ValueError, "padding_mask: shape"),
         ({"src_key_padding_mask": torch.zeros(B, L, dtype=torch.int32)}, TypeError, "padding_mask: dtype"),

@@ -133,7 +133,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     ) -> Masks:
         """The mask arguments of ``forward``, checked, in the kernels' terms."""
         if is_causal and attn_mask is None:
-            raise ValueError("attn_mask: None, but is_causal says that it is the causal mask")
+            raise ValueError(
+                "attn_mask: None, but is_causal says that it is the causal mask; pass that mask "
+                "(torch raises too, except on its inference path, which computes without a mask)"
+            )
         if attn_mask is None and key_padding_mask is None:
             return Masks(None, None, False)
         batch_at = self._batch_at(query.dim())
