@@ -7,13 +7,14 @@ import families
 import pytest
 import torch
 import transformers
-from stacks import CASES, LENGTHS, SIZES, gpt2, moved, torchs
+from stacks import CASES, LENGTHS, SIZES, gpt2, moved, torchs, vit
 from torch import nn
 
 import bigkernels
 from bigkernels import library
 from bigkernels.integrations import whole
 from bigkernels.integrations.accelerate import restore
+from bigkernels.ops.encoder import cpu
 
 pytestmark = pytest.mark.skipif(
     library.extension_error is not None, reason=f"cpu: {library.extension_error}"
@@ -69,6 +70,48 @@ def test_one_native_call_equals_stock(make, dtype):
     assert ours or whole.known(model) is None
     assert [type(m) for m in model.modules()] == classes
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+
+
+OFF_TILES = {
+    "BERT": (lambda: (families.tiny("bert"), families.batch("bert")), "head_dim 16"),
+    "ViT": (lambda: vit(intermediate_size=72), "hidden 72"),
+    "GPT-2": (lambda: gpt2(n_inner=72), "hidden 72"),
+    "torch.nn": (lambda: (families.tiny("torch.nn"), families.batch("torch.nn")), "head_dim 16"),
+}
+
+
+@pytest.mark.parametrize("isa", ["amx", "avx2"])
+@pytest.mark.parametrize("asked", [None, torch.bfloat16, "int8_weights"], ids=str)
+@pytest.mark.parametrize("name", OFF_TILES)
+def test_sizes_that_fill_no_tile_keep_the_tiles_of_torch(name, asked, isa, monkeypatch):
+    make, size = OFF_TILES[name]
+    model, inputs = make()
+    model.to(torch.bfloat16)
+    inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in inputs.items()}
+    truth, peer = run(copy.deepcopy(model).double(), double(inputs)), run(model, inputs)
+    monkeypatch.setattr(cpu, "_isa", lambda: isa)
+    handle = bigkernels.accelerate(model, dtype=asked)
+    got = run(model, inputs)
+    story = handle.report().encoders[""]
+    if isa == "avx2":
+        assert story == f"one native call, {whole.PRECISIONS.get(asked, 'bfloat16')}"
+    else:
+        assert f"{size} is not a multiple of" in story, story
+        assert story.endswith("is slower than torch in bfloat16") and not whole.known(model).bytes
+        at = layout(inputs, got)
+        families.assert_judged(got[at], truth[at], peer[at])
+
+
+@pytest.mark.parametrize("name", OFF_TILES)
+def test_products_that_torch_makes_in_float32_need_no_tiles(name, monkeypatch):
+    model, inputs = OFF_TILES[name][0]()
+    monkeypatch.setattr(cpu, "_isa", lambda: "amx")
+    handle = bigkernels.accelerate(model, dtype=torch.bfloat16)
+    run(model, inputs)
+    assert handle.report().encoders == {"": "one native call, bfloat16"}
+    with torch.autocast("cpu", torch.bfloat16):
+        run(model, inputs)
+    assert handle.report().encoders[""].startswith("one after another: ")
 
 
 @cases

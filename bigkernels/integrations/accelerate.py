@@ -183,7 +183,8 @@ def accelerate(model: nn.Module, dtype: torch.dtype | str | None = None) -> Hand
     Transformer encoders, MultiheadAttention and LayerNorm, wherever they sit inside ``model`` (SentenceTransformer,
     CrossEncoder, a task head, your own module). ViT and GPT-2 (without a cache: use_cache=False) change only where all
     layers can be one native call: on the CPU, in evaluation mode, without gradients. Padded batches run without their
-    padding; padded positions of the last hidden state are zeros: mask them before you pool over positions. In
+    padding; padded positions of the last hidden state are zeros: mask them before you pool over positions. Left-padded
+    batches run padded, in stock's precision, as do some others (the report says why). In
     transformers' heads that read padded positions (question answering; labels other than -100 there) padded batches run
     padded. In a model without known blocks at most LayerNorms change, and the report says so.
 

@@ -88,10 +88,16 @@ def native(
         layers, examine: as in ``why_not``. reason: what is known against it before the modules are looked at.
     """
     call = whole.encoder_of(backbone)
+    how = recipe(backbone)
+    if reason is None and how is not None and how.reason is None:
+        # Stock is right whatever has changed since: no need to look.
+        reason = call.why_slower(how)
+        if reason is not None:
+            call.drop()
     reason = reason or why_not(backbone, layers, examine)
     how = recipe(backbone)
     if reason is None and how is not None:
-        reason = how.reason or whole.why_gradients(how.weights)
+        reason = how.reason or whole.why_gradients(how.weights) or call.why_slower(how)
         if reason is not None:
             call.drop()
     call.reason = reason

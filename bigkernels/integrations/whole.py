@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bigkernels import backends, library
 from bigkernels.integrations.packed import PackedCopy, parts
 from bigkernels.ops import checks
-from bigkernels.ops.encoder import contract
+from bigkernels.ops.encoder import contract, cpu
 from bigkernels.ops.packing.contract import Plan
 
 PRECISIONS: dict[object, str] = {
@@ -69,15 +69,16 @@ class Recipe:
     reason: str | None
     weights: tuple[Tensor, ...] = ()
     layer: Layer | None = None
+    width: int = 0
     hidden: int = 0
 
-    def facts(self, x: Tensor, precision: str) -> contract.Facts:
+    def facts(self, precision: str) -> contract.Facts:
         """What the choice of the kernels depends on."""
         assert self.layer is not None
-        width = x.shape[-1]
+        like, layer = self.weights[0], self.layer  # states have the weights' device and dtype
         return contract.Facts(
-            x.device.type, x.dtype, precision, self.layer.activation, self.layer.norm_first,
-            self.layer.causal, width, self.hidden, width // self.layer.heads, False,
+            like.device.type, like.dtype, precision, layer.activation, layer.norm_first,
+            layer.causal, self.width, self.hidden, self.width // layer.heads, False,
         )  # fmt: skip
 
     def seeing(self, causal: bool) -> Recipe:
@@ -115,7 +116,7 @@ def recipe(layers: list[Layer | None]) -> Recipe:
         return Recipe(f"its attention is {query.shape[0]} wide, its states {query.shape[1]}")
     if down.shape[::-1] != up.shape:
         return Recipe(f"its feed-forward is {up.shape[0]} wide, then {down.shape[1]}")
-    return Recipe(None, weights, first, up.shape[0])
+    return Recipe(None, weights, first, query.shape[0], up.shape[0])
 
 
 class Encoder:
@@ -153,14 +154,14 @@ class Encoder:
 
     def run(self, how: Recipe, x: Tensor, plan: Plan) -> Tensor | None:
         """The last hidden states (T, E) of packed x (T, E), or None: go layer by layer."""
-        precision = self.asked or _own_precision(x)
+        precision = self.asked or _own_precision(x.dtype)
         self.reason = how.reason or self._why_not(how, x, precision)
         if self.reason is not None:
             self.drop()
             return None
         layer = how.layer
         assert layer is not None
-        backends.choose("encoder", how.facts(x, precision))
+        backends.choose("encoder", how.facts(precision))
         self.precision = precision
         count = len(how.weights) // len(layer.weights)
         exact = count // 3 if precision == "int8" else 0
@@ -201,8 +202,19 @@ class Encoder:
         asked = backends.asked_for()
         if asked not in (None, "cpu"):
             return f"backend {asked} was asked for"
-        reasons = backends.refusals("encoder", "cpu", how.facts(x, precision))
-        return "; ".join(reasons) or None
+        reasons = backends.refusals("encoder", "cpu", how.facts(precision))
+        return "; ".join(reasons) or self.why_slower(how)
+
+    def why_slower(self, how: Recipe) -> str | None:
+        """Why torch is faster than the native call, or None: it has AMX tiles for bfloat16 products of any size."""
+        own = _own_precision(how.weights[0].dtype)
+        precision = self.asked or own
+        if own != "bfloat16" or precision == "float32":
+            return None
+        sizes = cpu.sizes_off_tiles(how.facts(precision))
+        if not sizes:
+            return None
+        return "; ".join((*sizes, f"without tiles {precision} is slower than torch in bfloat16"))
 
 
 def why_gradients(weights: Sequence[Tensor], x: Tensor | None = None) -> str | None:
@@ -218,9 +230,9 @@ def _autocast() -> torch.dtype | None:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
 
-def _own_precision(x: Tensor) -> str:
-    """Products as the model, autocast and torch's setting have them."""
-    if x.dtype != torch.float32 or _autocast() is not None:
+def _own_precision(dtype: torch.dtype) -> str:
+    """Products as the model's dtype, autocast and torch's setting have them."""
+    if dtype != torch.float32 or _autocast() is not None:
         return "bfloat16"
     return _BY_SETTING[checks.float32_matmul_precision()]
 

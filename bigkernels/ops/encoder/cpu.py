@@ -55,17 +55,25 @@ class Places:
         return _fingerprint_at()(threads, count, self._places, pages, hashes)
 
 
-def _integer_limits(facts: Facts) -> list[str]:
+def sizes_off_tiles(facts: Facts) -> tuple[str, ...]:
+    """Which of an encoder's sizes AMX tiles do not serve; empty too where the kernels run without tiles."""
     if _isa() != "amx":
-        return [f"precision int8 needs AMX tiles, the kernels run with {_isa()}"]
+        return ()
+    step = 64 if facts.precision in ("int8", "int8_weights") else 32
     reasons = [
-        f"{name} {size} is not a multiple of 64"
+        f"{name} {size} is not a multiple of {step}"
         for name, size in (("width", facts.width), ("hidden", facts.hidden))
-        if size % 64
+        if size % step
     ]
     if facts.head_dim % 32 or facts.head_dim > 256:
         reasons.append(f"head_dim {facts.head_dim} is not a multiple of 32 up to 256")
-    return reasons
+    return tuple(reasons)
+
+
+def _integer_limits(facts: Facts) -> tuple[str, ...]:
+    if _isa() != "amx":
+        return (f"precision int8 needs AMX tiles, the kernels run with {_isa()}",)
+    return sizes_off_tiles(facts)
 
 
 def limits(facts: Facts) -> tuple[str, ...]:
