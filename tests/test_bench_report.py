@@ -1,6 +1,7 @@
 """What is made of the harness's records: comparison, plots, page, the README's table."""
 
 import json
+from pathlib import Path
 
 import bench_records
 import pytest
@@ -83,6 +84,17 @@ def test_a_full_record_becomes_every_plot_and_one_page(written):
         assert case in page
     for line in ("pip install liger-kernel", "width=device-width"):
         assert line in page
+
+
+def test_the_readme_of_a_record_leaves_the_records_beside_it(written, tmp_path, monkeypatch):
+    _, record, _ = written
+    kept = tmp_path / f"{record['mode']}.json"
+    kept.write_text("another run")
+    (tmp_path / "later.json").write_text(json.dumps(record))
+    (tmp_path / "README.md").write_text(f"{report.BEGIN}\n{report.END}\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "--readme", str(tmp_path / "later.json")]) == 0
+    assert kept.read_text() == "another run" and "| **bigkernels**" in Path("README.md").read_text()
 
 
 def test_the_readme_gets_its_table_between_its_marks(written, tmp_path):

@@ -43,13 +43,18 @@ def write(record: Mapping[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{record['mode']}.json"
     file.write_text(_json(record), encoding="utf-8")
+    return [file, *draw(record, folder)]
+
+
+def draw(record: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Puts a record's plots and page into a folder, if matplotlib is there. Returns the files."""
     if importlib.util.find_spec("matplotlib") is None:
-        return [file]
+        return []
     from . import page, plots
 
     drawn = plots.write(record, folder)
     page.write(record, drawn, folder / "index.html")
-    return [file, *drawn.values(), folder / "index.html"]
+    return [*drawn.values(), folder / "index.html"]
 
 
 def _json(record: Mapping[str, Any]) -> str:

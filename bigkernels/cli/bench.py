@@ -174,7 +174,7 @@ def write_readme(file: Path) -> int:
     from bigkernels.bench import report
 
     found = _load(str(file))
-    report.write(found, file.parent)
+    report.draw(found, file.parent)
     try:
         report.write_readme(found, file.parent, Path("README.md"))
     except (OSError, ValueError) as error:
