@@ -80,10 +80,20 @@ bool multiply_here(const Tensor& out, const Tensor& a, const Tensor& b,
   return true;
 }
 
+// torch's products of 16 bits read what lies between the rows of a matrix, times zero: a NaN there
+// became one of the result.
+Tensor without_gaps(const Tensor& matrix) {
+  const auto sizes = matrix.sizes(), strides = matrix.strides();
+  const bool rows = strides[1] == 1 && strides[0] == sizes[1];
+  const bool columns = strides[0] == 1 && strides[1] == sizes[0];
+  return rows || columns || matrix.element_size() > 2 ? matrix : torch::stable::contiguous(matrix);
+}
+
 // out = a b, or addend + a b; addend may be out, or a row.
-void multiply(const Tensor& out, const Tensor& a, const Tensor& b,
+void multiply(const Tensor& out, const Tensor& left, const Tensor& right,
               const OptionalTensor& addend = std::nullopt) {
-  if (multiply_here(out, a, b, addend)) return;
+  if (multiply_here(out, left, right, addend)) return;
+  const Tensor a = without_gaps(left), b = without_gaps(right);
   if (addend.has_value()) {
     TORCH_ERROR_CODE_CHECK(
         aoti_torch_cpu_addmm_out(out.get(), addend->get(), a.get(), b.get(), 1.0, 1.0));

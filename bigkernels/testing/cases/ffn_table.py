@@ -194,6 +194,10 @@ _LAYOUTS: list[Row] = [
 ] + [
     ("a transposed matrix", {"shape": (15, 24), "hidden": 44, "layout": "transposed"}),
     ("a matrix with gaps", {"shape": (15, 24), "hidden": 44, "layout": "row_gap"}),
+    (
+        "gaps that torch's own products read",
+        {"shape": (100, 10), "hidden": 2, "out": 35, "layout": "row_gap", "dtype": BF16},
+    ),
     ("one row broadcast over the batch", {"shape": (4, 3, 24), "hidden": 44, "repeated": ("x",)}),
     ("a broadcast gradient, as of a sum", {"shape": (4, 24), "hidden": 44, "repeated": ("dout",)}),
     ("both broadcast", {"shape": (4, 24), "hidden": 44, "repeated": ("x", "dout"), "dtype": BF16}),
