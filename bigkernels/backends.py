@@ -14,7 +14,7 @@ import inspect
 import os
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -99,6 +99,7 @@ def undisturbed() -> bool:
 _SCALARS = frozenset({int, float, bool, str, tuple, type(None)})
 _DENSE = frozenset({torch.Tensor, torch.nn.Parameter})
 _MOST_CALLS = 4096  # remembered of a function: lengths may be all different
+_Known = TypeVar("_Known")
 
 
 def call_key(scalars: tuple[Any, ...], *tensors: torch.Tensor | None) -> tuple[Any, ...] | None:
@@ -131,15 +132,14 @@ def call_key(scalars: tuple[Any, ...], *tensors: torch.Tensor | None) -> tuple[A
     return tuple(key)
 
 
-class Remembered(dict[Any, Any]):
-    """What a room knows of earlier calls, by ``call_key``: their checks passed and their drawers were chosen."""
+class Remembered(dict[tuple[Any, ...], _Known]):
+    """What is known of earlier calls, of a bounded number. A room's, by ``call_key``: their checks passed and their
+    drawers were chosen."""
 
-    def keep(self, key: tuple[Any, ...] | None, value: Any) -> Any:
-        if key is not None:
-            if len(self) >= _MOST_CALLS:
-                self.clear()
-            self[key] = value
-        return value
+    def keep(self, key: tuple[Any, ...], value: _Known) -> None:
+        if len(self) >= _MOST_CALLS:
+            self.clear()
+        self[key] = value
 
 
 def asked_for() -> str | None:

@@ -158,6 +158,7 @@ void zero_behind(const Tensor& x, const AttentionCall& call, const IndexArray& s
 // ... and -infinity of (H, T).
 template <typename T>
 void fill_behind(T* lse, const AttentionCall& call) {
+  if (!call.packed) return;
   for (int64_t h = 0; h < call.heads; ++h) {
     for (int64_t i = call.starts_q[call.batch]; i < call.length_q; ++i) {
       lse[h * call.length_q + i] = -std::numeric_limits<T>::infinity();
@@ -227,10 +228,11 @@ std::tuple<Tensor, Tensor> attention_forward(
   const AttentionCall& call = arguments.call;
   run_forward(call, q, out, lse.mutable_data_ptr());
   zero_behind(out, call, call.starts_q);
-  if (call.packed && call.dtype == DType::kFloat64)
+  if (call.dtype == DType::kFloat64) {
     fill_behind(lse.mutable_data_ptr<double>(), call);
-  if (call.packed && call.dtype != DType::kFloat64)
+  } else {
     fill_behind(lse.mutable_data_ptr<float>(), call);
+  }
   return {out, lse};
 }
 

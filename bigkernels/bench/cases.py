@@ -23,10 +23,10 @@ class Case:
     minutes to set up. flops, bytes: what a call must
     compute and move, 0 = unknown. tokens: real ones of an encoder's batch, length: the sequence
     length, 0 = none. problem: the call, a bigkernels.testing case. batch: (model, B, L, kind) of
-    an encoder. narrow: also by peers that are held to AVX2. streams: also by the mere
-    reading of the weights, which is most of its time. heavy: by those peers alone that could be the fastest: a round
-    takes many seconds. patience: of an effort's seconds, how many
-    times it may take to get its rounds.
+    an encoder. narrow: also by peers that are held to AVX2. streams: also by the mere reading of
+    the weights, which is most of its time. heavy: by those peers alone that could be the fastest,
+    as a round takes many seconds. patience: how many times an effort's seconds it may take to get
+    its rounds.
     """
 
     id: str

@@ -113,9 +113,8 @@ def batch(name: str, size: int, length: int, kind: str) -> Batch:
         return Batch(ids, mask, chosen)
     lengths = _lengths(size, length, kind)
     joined = " ".join(texts[: size * length // 8 + 64])
-    stream = tokens(joined, truncation=False, verbose=False)[
-        "input_ids"
-    ]  # longer than any model takes
+    # Longer than any model takes, which the tokenizer would warn of.
+    stream = tokens(joined, truncation=False, verbose=False)["input_ids"]
     ids = np.full((size, length), tokens.pad_token_id, dtype=np.int64)
     mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
     for row in range(size):

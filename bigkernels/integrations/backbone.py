@@ -140,8 +140,6 @@ def _packed_ids(backbone: Any, given: dict[str, Any], plan: Plan) -> dict[str, A
     ids = ids.expand(plan.batch, plan.length)
 
     def pack(x: Tensor | None) -> Tensor | None:
-        if x is not None and plan.full:
-            return x.reshape(1, -1, *x.shape[2:])
         return None if x is None else packing.unpad(x, plan)[None]
 
     types = given.get("token_type_ids")
@@ -225,10 +223,7 @@ def forward(stock: Callable[..., Any], backbone: Any, *args: Any, **kwargs: Any)
     hidden, precision = _layers(backbone, hidden, plan)
     if calls.wanted():
         calls.record(calls.Call(backbone, keep(given), plan, precision))
-    if plan.full:
-        last = hidden.view(plan.batch, plan.length, -1)
-    else:
-        last = packing.pad(hidden[0], plan)
+    last = packing.pad(hidden[0], plan)
     result: Any
     if hasattr(backbone, "pooler"):
         result = outputs.BaseModelOutputWithPoolingAndCrossAttentions(

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bigkernels.backends import Remembered
 from bigkernels.library import IMPLEMENTATIONS, LIBRARY
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -274,20 +275,17 @@ def replay(known: Replay, *pointers: Tensor | None) -> bool:
     return True
 
 
-_MOST_REPLAYS = 4096  # of a drawer: lengths may be all different
 Key = tuple[Any, ...]
 
 
-class Replays(dict[Key, tuple[Replay, ...]]):
+class Replays(Remembered[tuple[Replay, ...]]):
     """The launches of an op's earlier calls, by all that their numbers, constants and missing pointers follow from."""
 
-    def keep(self, key: Key, *launches: Replay | None) -> None:
+    def keep_plain(self, key: Key, *launches: Replay | None) -> None:
         """Of a call, all of whose launches were plain."""
-        if len(self) >= _MOST_REPLAYS:
-            self.clear()
         plain = tuple(known for known in launches if known is not None)
         if len(plain) == len(launches):
-            self[key] = plain
+            self.keep(key, plain)
 
 
 def kind(tensor: Tensor | None) -> torch.dtype | None:
@@ -339,7 +337,9 @@ def column_sums(partials: list[Tensor | None], dtype: torch.dtype) -> list[Tenso
             block_m, block_n = COLUMN_SUM_TILE
             grid = (-(-n // block_n), len(partials))
             tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": 4}
-            _COLUMN_SUMS.keep(key, launch(column_sum_kernel, grid, *pointers, count, n, **tile))
+            _COLUMN_SUMS.keep_plain(
+                key, launch(column_sum_kernel, grid, *pointers, count, n, **tile)
+            )
     return totals
 
 

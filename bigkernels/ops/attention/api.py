@@ -18,7 +18,9 @@ from bigkernels.ops.attention.contract import Facts
 _OPS = {name: library.kernels(name, contract.BACKENDS) for name in contract.SCHEMAS}
 backends.register("attention", contract.BACKENDS)
 
-_KNOWN = backends.Remembered()  # all of a call but its tensors, its drawer, its facts
+_KNOWN: backends.Remembered[Any] = (
+    backends.Remembered()
+)  # all of a call but its tensors, its drawer, its facts
 _plain_cpu = _OPS["attention_forward_plain"]["cpu"]._op
 _functorch = torch._C._functorch.peek_interpreter_stack
 _tracing = torch._C._get_tracing_state
@@ -157,19 +159,20 @@ def _facts(call: Call) -> Facts:
 
 
 def _run(
-    call: Call, seed: int | Tensor | None, offset: int | Tensor | None, backend: str | None
+    call: Call,
+    seed: int | Tensor | None,
+    offset: int | Tensor | None,
+    backend: str | None,
+    told: tuple[Any, ...] | None,
+    given: tuple[Tensor | None, ...],
 ) -> Any:
+    """told: the key under which a call that came through is remembered, if its tensors were taken as given."""
     facts = _facts(call)
-    return _serve(call, seed, offset, backends.choose("attention", facts, backend), facts)
-
-
-def _remember(
-    told: tuple[Any, ...] | None, call: Call, given: tuple[Tensor | None, ...], backend: str | None
-) -> None:
-    """What is known of a call that came through, if its tensors were taken as they are."""
+    name = backends.choose("attention", facts, backend)
+    found = _serve(call, seed, offset, name, facts)
     if told is not None and all(a is b for a, b in zip(call[:4], given, strict=True)):
-        facts = _facts(call)
-        _KNOWN.keep(told, (call[7:-1], backends.choose("attention", facts, backend), facts))
+        _KNOWN.keep(told, (call[7:-1], name, facts))
+    return found
 
 
 def _serve(
@@ -235,8 +238,7 @@ def _dense(
         return (out, lse) if return_lse else out
     call, leading = arguments.dense_call(*given, *scalars, key_lengths=lengths, rows=rows, **extras)  # type: ignore[arg-type]
     checks.check_flag("return_lse", return_lse)
-    out, lse = _run(call, seed, offset, backend)
-    _remember(told, call, tuple(given), backend)
+    out, lse = _run(call, seed, offset, backend, told, tuple(given))
     if leading is not None:
         out, lse = out.reshape(*leading, *out.shape[-2:]), lse.reshape(*leading, lse.shape[-1])
     return (out, lse) if return_lse else out
@@ -261,9 +263,7 @@ def _packed(
         call = arguments.again(known, (q, k, v, None, None, cu_q, cu_k), rows)
         return _serve(call, seed, offset, *known[1:])
     call = arguments.packed_call(q, k, v, cu_q, cu_k, **options)
-    found = _run(call, seed, offset, backend)
-    _remember(told, call, (q, k, v, None), backend)
-    return found
+    return _run(call, seed, offset, backend, told, (q, k, v, None))
 
 
 def attention_facts(*args: Any, **kwargs: Any) -> Facts:

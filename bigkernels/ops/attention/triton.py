@@ -236,7 +236,7 @@ def attention_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     with triton_launch.device_of(q):
         known = _FORWARD.get(key)
         if known is None or not triton_launch.replay(known[0], *pointers, out, lse):
-            _FORWARD.keep(key, _launch_forward(_call(*arguments), pointers, out, lse))
+            _FORWARD.keep_plain(key, _launch_forward(_call(*arguments), pointers, out, lse))
     return out, lse
 
 
@@ -344,9 +344,9 @@ def attention_backward(
             return results
         launch = _Launch(call := _call(*arguments), dout, out, *gradients)
         if dmask is None and launch.short is not None and _fills(call):
-            _BACKWARD.keep(key, _launch_short(launch, launch.short, given))
+            _BACKWARD.keep_plain(key, _launch_short(launch, launch.short, given))
         else:
-            _BACKWARD.keep(key, *_launch_long(launch, given))
+            _BACKWARD.keep_plain(key, *_launch_long(launch, given))
     return results
 
 

@@ -19,7 +19,8 @@ backends.register("layer_norm", contract.BACKENDS)
 _plain_cpu = OPS["layer_norm_forward"]["cpu"]._op
 _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 # Of layer_norm: n, eps, drawer, whether gradients are wanted. With a residual: eps, p, drawer, gradients.
-_KNOWN, _KNOWN_SUMS = backends.Remembered(), backends.Remembered()
+_KNOWN: backends.Remembered[Any] = backends.Remembered()
+_KNOWN_SUMS: backends.Remembered[Any] = backends.Remembered()
 
 
 def notes(facts: Facts, chosen: str) -> tuple[str, ...]:

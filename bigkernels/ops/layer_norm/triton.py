@@ -59,7 +59,7 @@ def _forward(
     with device_of(x):
         known = _FORWARD.get(key)
         if known is None or not triton_launch.replay(known[0], *pointers):
-            _FORWARD.keep(key, _launch_forward(pointers, (length, m, n, eps), dropout))
+            _FORWARD.keep_plain(key, _launch_forward(pointers, (length, m, n, eps), dropout))
     return out, total, mean, rstd
 
 
@@ -168,7 +168,9 @@ def _backward(
             if known is None or not triton_launch.replay(
                 known[0], *pointers[:6], *grads, *pointers[6:]
             ):
-                _BACKWARD.keep(key, _launch_backward(pointers, numbers, dropout, grads, programs))
+                _BACKWARD.keep_plain(
+                    key, _launch_backward(pointers, numbers, dropout, grads, programs)
+                )
         return *rows, *triton_launch.column_sums(partials, torch.float32)
 
 
