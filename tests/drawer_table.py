@@ -108,6 +108,9 @@ ROOMS = {
     ),
 }
 
+# What a fact is never without.
+BESIDE = {"mask_grad": {"mask": "float"}, "learned": {"alibi": True}}
+
 
 def missing():
     """Why the table cannot be made here, or None: every kind of kernel must be there, whether it can run or not."""
@@ -161,7 +164,10 @@ def lines():
         yield f"| --- |{' --- |' * len((*DRAWERS, *SERVED))}"
         rows = [("usual", usual)]
         for name, choices in values.items():
-            rows += [(f"{name} {word(v)}", usual._replace(**{name: v})) for v in choices[1:]]
+            beside = BESIDE.get(name, {})
+            rows += [
+                (f"{name} {word(v)}", usual._replace(**{name: v}, **beside)) for v in choices[1:]
+            ]
         for label, row in rows:
             answers = [answer(room, drawer, row) or "yes" for drawer in DRAWERS]
             answers += [chosen(room, device, row) for device in SERVED.values()]

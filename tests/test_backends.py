@@ -188,6 +188,9 @@ def test_explain_runs_nothing_and_takes_forced_backends():
     assert seen == []
     state = torch.get_rng_state()
     bk.explain("add_layer_norm", X, X, None, None, dropout_p=0.5)
+    bk.explain("ffn", X, X[:4], None, X[:4].T, None, dropout_p=0.5)
+    bk.explain("attention", *(torch.ones(1, 1, 2, 4) for _ in range(3)), dropout_p=0.5)
+    bk.explain("embedding", torch.tensor([0]), X, dropout_p=0.5)
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(bk.Unsupported, match="backend cuda does not take this call"):
         bk.explain("layer_norm", X, (8,), backend="cuda")

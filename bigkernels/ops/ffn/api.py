@@ -176,6 +176,8 @@ def _facts(
 
 def ffn_facts(*args: Any, **kwargs: Any) -> Facts:
     """The facts by which ``feed_forward`` chooses its drawer; takes its arguments."""
+    for name in ("seed", "offset"):
+        kwargs.pop(name, None)
     return _prepare(*args, **kwargs)[1]
 
 
@@ -191,8 +193,6 @@ def _prepare(
     weight_gate: Tensor | None = None,
     bias_gate: Tensor | None = None,
     recompute: int = 0,
-    seed: int | Tensor | None = None,
-    offset: int | Tensor | None = None,
     rows: Tensor | None = None,
 ) -> tuple[tuple[Any, ...], Facts]:
     checks.check_float_tensor("x", x)
@@ -202,8 +202,7 @@ def _prepare(
         raise ValueError(f"recompute: got {recompute!r}, expected 0, 1 or 2")
     assert tensors[0] is not None
     facts = _facts(tensors[0], activation, dropout_p, tensors[5], *tensors[1:5], tensors[6])
-    where = dropout.seeds(seed, offset, x, dropout_p)
-    return (*tensors, activation, float(dropout_p), *where, rows), facts
+    return (*tensors, activation, float(dropout_p)), facts
 
 
 def _plain(tensors: tuple[Tensor | None, ...], activation: str) -> Tensor | None:
@@ -277,9 +276,10 @@ def feed_forward(
             return out
     arguments, facts = _prepare(
         x, weight1, bias1, weight2, bias2, activation, dropout_p, weight_gate=weight_gate, bias_gate=bias_gate,
-        recompute=recompute, seed=seed, offset=offset, rows=rows,
+        recompute=recompute, rows=rows,
     )  # fmt: skip
     name = backends.choose("ffn", facts, backend)
+    arguments = (*arguments, *dropout.seeds(seed, offset, x, dropout_p), rows)
     if name == "reference" or checks.through_reference():
         return reference.feed_forward(*arguments)
     if facts.needs_grad:
