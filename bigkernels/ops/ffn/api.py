@@ -265,12 +265,8 @@ def feed_forward(
     """
     no_gate = weight_gate is None and bias_gate is None
     unset = no_gate and seed is None and offset is None and rows is None and backend is None
-    if (
-        unset
-        and type(dropout_p) is float
-        and type(recompute) is int
-        and not (dropout_p or recompute)
-    ):
+    usual = type(dropout_p) is float and type(recompute) is int
+    if unset and usual and not (dropout_p or recompute):
         out = _plain((x, weight1, bias1, weight2, bias2), activation)
         if out is not None:
             return out
