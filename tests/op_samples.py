@@ -205,18 +205,18 @@ def cross_entropy_forward(device, forward):
     (logits,) = _draw(device, (5, 9))
     target = torch.tensor([1, 8, -100, 0, 3], device=device)
     return [
-        (logits, target, -100, 0.0),
-        (logits.half(), target, -100, 0.1),
-        (logits.T.contiguous().T, target, -100, 0.0),
-        (logits[:0], target[:0], -100, 0.0),
+        (logits, target, -100, 0.0, "mean", False),
+        (logits.half(), target, -100, 0.1, "sum", True),
+        (logits.T.contiguous().T, target, -100, 0.0, "none", False),
+        (logits[:0], target[:0], -100, 0.0, "mean", False),
     ]
 
 
 def cross_entropy_backward(device, forward):
     found = []
     for logits, target, *rule in cross_entropy_forward(device, forward):
-        loss, lse = forward(logits, target, *rule)
-        found.append((torch.randn_like(loss), logits, lse, target, *rule))
+        out, lse, rows = forward(logits, target, *rule)
+        found.append((torch.randn_like(out), logits, lse, rows, target, *rule[:2]))
     return found
 
 

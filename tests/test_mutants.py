@@ -61,6 +61,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     ),
     "cross_entropy": (
         CrossEntropyCase(reason="mutants", rows=3, classes=6000, label_smoothing=0.1),
+        CrossEntropyCase(reason="mutants, many rows", rows=4500, classes=2),
     ),
     "packing": (
         PackingCase(reason="mutants", lengths=(2500, 3), length=2600, side="holes", spare=9),

@@ -281,6 +281,11 @@ Key = tuple[Any, ...]
 class Replays(Remembered[tuple[Replay, ...]]):
     """The launches of an op's earlier calls, by all that their numbers, constants and missing pointers follow from."""
 
+    def again(self, key: Key, pointers: tuple[Tensor | None, ...]) -> bool:
+        """Whether the one launch of an earlier call could serve this one."""
+        known = self.get(key)
+        return known is not None and replay(known[0], *pointers)
+
     def keep_plain(self, key: Key, *launches: Replay | None) -> None:
         """Of a call, all of whose launches were plain."""
         plain = tuple(known for known in launches if known is not None)

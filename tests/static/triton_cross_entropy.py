@@ -9,9 +9,10 @@ from bigkernels.ops.cross_entropy import triton_kernels as kernels
 from tests.static.triton_kernels import Configuration
 
 TYPES = {
-    **dict.fromkeys(("dloss_ptr", "loss_ptr", "lse_ptr"), "*fp32"),
+    **dict.fromkeys(("loss_ptr", "lse_ptr", "rows_ptr"), "*fp32"),
     "target_ptr": "*i64",
-    "V": "i32",
+    "good_ptr": "*i1",
+    **dict.fromkeys(("N", "V", "step"), "i32"),
     "ignore_index": "i64",
     "label_smoothing": "fp32",
 }
@@ -37,3 +38,12 @@ def configurations() -> Iterator[Configuration]:
                         {"num_warps": num_warps},
                         divisible=("V",),
                     )
+    kernel = kernels.cross_entropy_reduce_kernel
+    for dtype in ("bf16", "fp32"):
+        yield Configuration(
+            f"triton cross_entropy reduce {dtype}",
+            kernel,
+            {**dict.fromkeys(kernel.arg_names, f"*{dtype}"), **TYPES},
+            {"BLOCK": drawer.REDUCE_BLOCK},
+            {"num_warps": drawer.REDUCE_WARPS},
+        )

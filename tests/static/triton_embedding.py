@@ -13,13 +13,16 @@ TYPES = {
     **dict.fromkeys(("seed_ptr", "offset_ptr", "row_ids_ptr"), "*i64"),
     **dict.fromkeys(("ids_ptr", "position_ids_ptr", "type_ids_ptr"), "*i64"),
     **dict.fromkeys(("order_ptr", "starts_ptr"), "*i64"),
+    "good_ptr": "*i1",
     **{f"{name}_ptr": "*fp32" for name in ("mean", "rstd", "dsum", "dweight", "dbias")},
     **dict.fromkeys(("word_count", "position_count", "type_count", "count"), "i32"),
-    **dict.fromkeys(("M", "N", "row_length", "padding_row"), "i32"),
+    **dict.fromkeys(("M", "N", "row_length", "period", "padding_row"), "i32"),
     **dict.fromkeys(("eps", "scale"), "fp32"),
     "threshold": "i64",
 }
 WIDTHS = tuple(1 << power for power in range(4, 13))
+# What each variant passes as None: places are those of a padded batch where nothing says another.
+VARIANTS = {"": (), " places": ("position_ids_ptr", "row_ids_ptr")}
 
 
 def _row_kernels(n: int) -> Iterator[tuple[str, object, dict[str, object], dict[str, int]]]:
@@ -35,25 +38,30 @@ def _row_kernels(n: int) -> Iterator[tuple[str, object, dict[str, object], dict[
 def configurations() -> Iterator[Configuration]:
     for n in WIDTHS:
         for name, kernel, constants, options in _row_kernels(n):
-            for dtype in ("bf16", "fp32") if n != 1024 else ("fp16", "bf16", "fp32"):
+            dtypes = ("bf16", "fp32") if n != 1024 else ("fp16", "bf16", "fp32")
+            kinds = [("", dtype) for dtype in dtypes] + [(" places", "bf16")]
+            for variant, dtype in kinds:
                 yield Configuration(
-                    f"triton embedding {name} {n} {dtype}",
+                    f"triton embedding {name}{variant} {n} {dtype}",
                     kernel,
                     {**dict.fromkeys(kernel.arg_names, f"*{dtype}"), **TYPES},
-                    constants,
+                    constants | dict.fromkeys(VARIANTS[variant]),
                     options,
                     divisible=("N",),
                     promises=("wide load",),
                 )
     kernel = kernels.embedding_scatter_kernel
     block_m, block_n = drawer.SCATTER_TILE
+    ordered: dict[str, tuple[str, ...]] = {"": (), " places": ("order_ptr", "starts_ptr")}
     for shares in (1, drawer.MOST_SPLITS):
-        for dtype in ("bf16", "fp32") if shares == 1 else ("fp32",):
+        kinds = [(variant, "fp32") for variant in ordered] + [("", "bf16")] * (shares == 1)
+        for variant, dtype in kinds:
             yield Configuration(
-                f"triton embedding scatter {shares} {dtype}",
+                f"triton embedding scatter{variant} {shares} {dtype}",
                 kernel,
                 {**dict.fromkeys(kernel.arg_names, f"*{dtype}"), **TYPES},
-                {"SPLITS": shares, "BLOCK_M": block_m, "BLOCK_N": block_n},
+                {"SPLITS": shares, "BLOCK_M": block_m, "BLOCK_N": block_n}
+                | dict.fromkeys(ordered[variant]),
                 {"num_warps": 4},
                 divisible=("N",),
                 promises=("wide load",),

@@ -15,6 +15,7 @@ from bigkernels.ops.cross_entropy.contract import Facts
 REDUCTIONS = ("mean", "sum", "none")
 _OPS = {name: library.kernels(name, contract.BACKENDS) for name in contract.SCHEMAS}
 backends.register("cross_entropy", contract.BACKENDS)
+_KNOWN: backends.Remembered[tuple[str, bool]] = backends.Remembered()  # drawer, gradients
 
 
 def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
@@ -22,7 +23,14 @@ def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
     return ()
 
 
-class _Losses(torch.autograd.Function):
+def _reference(
+    logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float, reduction: str
+) -> Tensor:
+    loss = reference.losses(logits, target, ignore_index, label_smoothing)
+    return reference.reduce(loss, target, ignore_index, reduction)
+
+
+class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -30,25 +38,30 @@ class _Losses(torch.autograd.Function):
         target: Tensor,
         ignore_index: int,
         label_smoothing: float,
+        reduction: str,
+        wide: bool,
         backend: str,
     ) -> Tensor:
-        rule = (ignore_index, label_smoothing)
+        rule = (ignore_index, label_smoothing, reduction)
         forward = _OPS["cross_entropy_forward"][backend]
-        loss, lse = checks.raising_index_errors(forward, logits, target, *rule)
-        ctx.save_for_backward(logits, lse, target)
+        out, lse, rows = checks.raising_index_errors(forward, logits, target, *rule, wide)
+        ctx.save_for_backward(logits, lse, rows, target)
         ctx.rule, ctx.backend = rule, backend
-        return loss  # type: ignore[no-any-return]
+        return out  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        logits, lse, target = ctx.saved_tensors
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        logits, lse, rows, target = ctx.saved_tensors
         if checks.recomputing():
             found = checks.differentiate(
-                lambda x: reference.losses(x, target, *ctx.rule), (logits,), (True,), (dloss,)
+                lambda x: _reference(x, target, *ctx.rule).to(dout.dtype),
+                (logits,),
+                (True,),
+                (dout,),
             )
-            return found[0], None, None, None, None
+            return (found[0], *(None,) * 6)
         backward = _OPS["cross_entropy_backward"][ctx.backend]
-        return backward(dloss, logits, lse, target, *ctx.rule), None, None, None, None
+        return (backward(dout, logits, lse, rows, target, *ctx.rule[:2]), *(None,) * 6)
 
 
 def _check(
@@ -129,15 +142,20 @@ def cross_entropy(
         IndexError: a target outside [0, V), on the CPU; a GPU stops with an assertion, as torch's does.
         Unsupported: the forced backend cannot serve the call.
     """
-    _check(input, target, ignore_index, reduction, label_smoothing)
-    facts = _facts(input, label_smoothing)
-    name = backends.choose("cross_entropy", facts, backend)
-    rule = (ignore_index, float(label_smoothing))
-    if name == "reference" or checks.through_reference():
-        loss = reference.losses(input, target, *rule)
-    elif facts.needs_grad:
-        loss = checks.apply(_Losses, input, target, *rule, name)
-    else:
-        forward = _OPS["cross_entropy_forward"][name]
-        loss = checks.raising_index_errors(forward, input, target, *rule)[0]
-    return reference.reduce(loss, target, ignore_index, reduction).to(_loss_dtype(input))
+    key = backends.call_key((ignore_index, reduction, label_smoothing, backend), input, target)
+    known = None if key is None else _KNOWN.get(key)
+    if known is None:
+        _check(input, target, ignore_index, reduction, label_smoothing)
+        facts = _facts(input, label_smoothing)
+        known = backends.choose("cross_entropy", facts, backend), facts.needs_grad
+        if known[0] == "reference" or checks.through_reference():
+            loss = _reference(input, target, ignore_index, float(label_smoothing), reduction)
+            return loss.to(_loss_dtype(input))
+        if key is not None:
+            _KNOWN.keep(key, known)
+    name, needs_grad = known
+    wide = key is None and _loss_dtype(input) != input.dtype  # under autocast nothing is remembered
+    given = (input, target, ignore_index, float(label_smoothing), reduction, wide)
+    if needs_grad:
+        return checks.apply(_Loss, *given, name)  # type: ignore[no-any-return]
+    return checks.raising_index_errors(_OPS["cross_entropy_forward"][name], *given)[0]  # type: ignore[no-any-return]

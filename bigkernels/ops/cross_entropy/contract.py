@@ -21,10 +21,11 @@ class Facts(NamedTuple):
 
 
 SCHEMAS = {
-    # loss and lse, the logarithm of the sum of the exponentials: (N,), both 0 for what is ignored.
-    "cross_entropy_forward": "(Tensor logits, Tensor target, int ignore_index, float label_smoothing)"
-    " -> (Tensor loss, Tensor lse)",
-    "cross_entropy_backward": "(Tensor dloss, Tensor logits, Tensor lse, Tensor target, int ignore_index,"
+    # out: (N,), or () where `reduction` is not "none"; in logits' dtype, or as wide as the statistics. lse, the
+    # logarithm of the sum of the exponentials: (N,), 0 for what is ignored. rows: (), those not ignored, for "mean".
+    "cross_entropy_forward": "(Tensor logits, Tensor target, int ignore_index, float label_smoothing, str reduction,"
+    " bool wide) -> (Tensor out, Tensor lse, Tensor rows)",
+    "cross_entropy_backward": "(Tensor dout, Tensor logits, Tensor lse, Tensor rows, Tensor target, int ignore_index,"
     " float label_smoothing) -> Tensor dlogits",
 }
 
@@ -35,16 +36,26 @@ def stat_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _forward(
-    logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    wide: bool,
 ) -> tuple[Tensor, ...]:
-    dtype = stat_dtype(logits.dtype)
-    return tuple(logits.new_empty(target.shape, dtype=dtype) for _ in range(2))
+    stat = stat_dtype(logits.dtype)
+    out = logits.new_empty(
+        target.shape if reduction == "none" else (), dtype=stat if wide else logits.dtype
+    )
+    rows = logits.new_empty(() if reduction == "mean" else (0,), dtype=stat)
+    return out, logits.new_empty(target.shape, dtype=stat), rows
 
 
 def _backward(
-    dloss: Tensor,
+    dout: Tensor,
     logits: Tensor,
     lse: Tensor,
+    rows: Tensor,
     target: Tensor,
     ignore_index: int,
     label_smoothing: float,

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from bigkernels.ops import triton_launch
 from bigkernels.ops.cross_entropy.contract import Facts
-from bigkernels.ops.triton_launch import device_of
+from bigkernels.ops.triton_launch import device_of, kind
 
 MOST_CLASSES = 2048  # of one step, or of one program of the backward
+REDUCE_BLOCK, REDUCE_WARPS = 2048, 8
+_FORWARD, _BACKWARD = triton_launch.Replays(), triton_launch.Replays()
 
 
 def limits(facts: Facts) -> tuple[str, ...]:
@@ -32,49 +34,89 @@ def tile(classes: int) -> tuple[int, int]:
 
 
 def cross_entropy_forward(
-    logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float
-) -> tuple[Tensor, Tensor]:
-    from .triton_kernels import cross_entropy_forward_kernel
-
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    wide: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     count, classes = logits.shape
-    loss, lse = (logits.new_empty(count, dtype=torch.float32) for _ in range(2))
+    dtype = torch.float32 if wide else logits.dtype
+    reduced, mean = reduction != "none", reduction == "mean"
+    loss = logits.new_empty(count, dtype=torch.float32 if reduced else dtype)
+    lse = logits.new_empty(count, dtype=torch.float32)
+    out = logits.new_empty((), dtype=dtype) if reduced else loss
+    rows = logits.new_empty(() if mean else (0,), dtype=torch.float32)
     if count == 0:
-        return loss, lse
-    block, num_warps = tile(classes)
-    target = target.contiguous()
+        return out.fill_(torch.nan if mean else 0.0), lse, rows.zero_()
+    good = logits.new_empty((), dtype=torch.bool)
+    logits, target = logits.contiguous(), target.contiguous()
+    of_rows = (logits, target, loss, lse)
+    sums = (out if reduced else None, rows if mean else None)
+    of_all = (loss if reduced else None, target, *sums, good)
+    key = (count, classes, ignore_index, label_smoothing, reduction, wide, logits.dtype)
     with device_of(logits):
-        good = (target >= 0) & (target < classes) | (target == ignore_index)
-        torch._assert_async(good.all(), f"index out of range: a target is not in [0, {classes})")
-        triton_launch.launch(
-            cross_entropy_forward_kernel, (count,),
-            logits.contiguous(), target, loss, lse, classes, ignore_index, label_smoothing,
-            SMOOTHING=label_smoothing > 0.0, BLOCK=block, num_warps=num_warps,
-        )  # fmt: skip
-    return loss, lse
+        known = _FORWARD.get(key)
+        if known is None or not (
+            triton_launch.replay(known[0], *of_rows) and triton_launch.replay(known[1], *of_all)
+        ):
+            _FORWARD.keep_plain(key, *_launch_forward(of_rows, of_all, *key[:4]))
+        # On a GPU it stops the kernels that follow, as torch's own loss does; nobody waits for it.
+        torch._assert_async(good, f"index out of range: a target is not in [0, {classes})")
+    return out, lse, rows
+
+
+def _launch_forward(
+    of_rows: tuple[Tensor, ...],
+    of_all: tuple[Tensor | None, ...],
+    count: int,
+    classes: int,
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[triton_launch.Replay | None, ...]:
+    from .triton_kernels import cross_entropy_forward_kernel, cross_entropy_reduce_kernel
+
+    block, num_warps = tile(classes)
+    first = triton_launch.launch(
+        cross_entropy_forward_kernel, (count,), *of_rows, classes, ignore_index, label_smoothing,
+        SMOOTHING=label_smoothing > 0.0, BLOCK=block, num_warps=num_warps,
+    )  # fmt: skip
+    second = triton_launch.launch(
+        cross_entropy_reduce_kernel, (1,), *of_all, count, classes, ignore_index,
+        BLOCK=REDUCE_BLOCK, num_warps=REDUCE_WARPS,
+    )  # fmt: skip
+    return first, second
 
 
 def cross_entropy_backward(
-    dloss: Tensor,
+    dout: Tensor,
     logits: Tensor,
     lse: Tensor,
+    rows: Tensor,
     target: Tensor,
     ignore_index: int,
     label_smoothing: float,
 ) -> Tensor:
-    from .triton_kernels import cross_entropy_backward_kernel
-
     count, classes = logits.shape
-    dlogits = logits.new_empty(logits.shape)
+    dlogits = logits.new_empty((count, classes))
     if count == 0:
         return dlogits
-    block, num_warps = tile(classes)
+    step = 1 if dout.dim() else 0
+    given = (dout.contiguous(), logits.contiguous(), lse, target.contiguous())
+    pointers = (*given, rows if rows.dim() == 0 else None, dlogits)
+    key = (count, classes, ignore_index, label_smoothing, step, *map(kind, pointers))
     with device_of(logits):
-        triton_launch.launch(
-            cross_entropy_backward_kernel, (count, -(-classes // block)),
-            dloss.contiguous(), logits.contiguous(), lse, target.contiguous(), dlogits, classes,
-            ignore_index, label_smoothing,
-            SMOOTHING=label_smoothing > 0.0, BLOCK=block, num_warps=num_warps,
-        )  # fmt: skip
+        if not _BACKWARD.again(key, pointers):
+            from .triton_kernels import cross_entropy_backward_kernel
+
+            block, num_warps = tile(classes)
+            known = triton_launch.launch(
+                cross_entropy_backward_kernel, (count, -(-classes // block)), *pointers, classes, step,
+                ignore_index, label_smoothing,
+                SMOOTHING=label_smoothing > 0.0, BLOCK=block, num_warps=num_warps,
+            )  # fmt: skip
+            _BACKWARD.keep_plain(key, known)
     return dlogits
 
 

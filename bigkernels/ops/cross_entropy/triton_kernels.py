@@ -11,7 +11,7 @@ import triton.language as tl
 def cross_entropy_forward_kernel(
     logits_ptr,  # (N, V)
     target_ptr,  # (N,) int64
-    loss_ptr,  # (N,) float32
+    loss_ptr,  # (N,)
     lse_ptr,  # (N,) float32
     V,
     ignore_index: tl.int64,
@@ -44,18 +44,56 @@ def cross_entropy_forward_kernel(
     loss = lse - chosen
     if SMOOTHING:
         loss = lse - (1.0 - label_smoothing) * chosen - label_smoothing * (tl.sum(plain, 0) / V)
-    tl.store(loss_ptr + row, tl.where(end > 0, loss, 0.0))
+    loss = tl.where(end > 0, loss, 0.0)
+    tl.store(loss_ptr + row, loss.to(loss_ptr.dtype.element_ty))
     tl.store(lse_ptr + row, tl.where(end > 0, lse, 0.0))
 
 
-@triton.jit(do_not_specialize=("ignore_index",))
+@triton.jit(do_not_specialize=("N", "V", "ignore_index"))
+def cross_entropy_reduce_kernel(
+    loss_ptr,  # (N,) float32, or None: nothing is summed
+    target_ptr,  # (N,) int64
+    out_ptr,  # () or None
+    rows_ptr,  # () float32: how many are not ignored; None: out is the sum, not the mean
+    good_ptr,  # () bool: whether every target is a class, or ignored
+    N,
+    V,
+    ignore_index: tl.int64,
+    BLOCK: tl.constexpr,
+):
+    # One program: the order of the sum is that of the rows.
+    total = tl.zeros((BLOCK,), tl.float32)
+    counted = tl.zeros((BLOCK,), tl.int32)
+    bad = tl.zeros((BLOCK,), tl.int32)
+    for first in range(0, N, BLOCK):
+        rows = first + tl.arange(0, BLOCK)
+        inside = rows < N
+        target = tl.load(target_ptr + rows, mask=inside, other=0)
+        counts = inside & (target != ignore_index)
+        counted += counts.to(tl.int32)
+        bad += (counts & ((target < 0) | (target >= V))).to(tl.int32)
+        if loss_ptr is not None:
+            total += tl.load(loss_ptr + rows, mask=inside, other=0.0)
+    tl.store(good_ptr, tl.sum(bad, 0) == 0)
+    if loss_ptr is not None:
+        out = tl.sum(total, 0)
+        if rows_ptr is not None:
+            number = tl.sum(counted, 0).to(tl.float32)
+            tl.store(rows_ptr, number)
+            out = out / number
+        tl.store(out_ptr, out.to(out_ptr.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=("step", "ignore_index"))
 def cross_entropy_backward_kernel(
-    dloss_ptr,  # (N,) float32
+    dout_ptr,  # (N,), or () with step 0
     logits_ptr,  # (N, V)
     lse_ptr,  # (N,) float32
     target_ptr,  # (N,) int64
+    rows_ptr,  # () float32, by which the gradient is divided, or None
     dlogits_ptr,  # (N, V)
     V,
+    step,
     ignore_index: tl.int64,
     label_smoothing,
     SMOOTHING: tl.constexpr,
@@ -74,5 +112,8 @@ def cross_entropy_backward_kernel(
         dlogits -= share + label_smoothing / V
     else:
         dlogits -= tl.where(columns == target, 1.0, 0.0)
-    dlogits = tl.where(counts, dlogits * tl.load(dloss_ptr + row), 0.0)
+    dloss = tl.load(dout_ptr + row * step).to(tl.float32)
+    if rows_ptr is not None:
+        dloss = dloss / tl.load(rows_ptr)
+    dlogits = tl.where(counts, dlogits * dloss, 0.0)
     tl.store(dlogits_ptr + at, dlogits.to(dlogits_ptr.dtype.element_ty), mask=inside)

@@ -14,6 +14,8 @@ from bigkernels.ops.embedding.contract import Facts
 
 _OPS = {name: library.kernels(name, contract.BACKENDS) for name in contract.SCHEMAS}
 backends.register("embedding", contract.BACKENDS)
+# Of earlier calls: eps, p, drawer, whether gradients are wanted.
+_KNOWN: backends.Remembered[tuple[float, float, str, bool]] = backends.Remembered()
 
 
 def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
@@ -157,22 +159,14 @@ def _check(
 
 
 def _whole(name: str, index: Tensor, ids: Tensor) -> Tensor:
+    if index.dtype is torch.int64 and index.shape == ids.shape:
+        return index
     try:
         return index.to(torch.int64).expand(ids.shape)
     except RuntimeError:
         raise ValueError(
             f"{name}: shape {tuple(index.shape)} does not expand to ids' {tuple(ids.shape)}"
         ) from None
-
-
-def _places(ids: Tensor, rows: Tensor | None, given: Tensor | None) -> Tensor:
-    """The position of each token: the one given, its column, or what ``rows`` says."""
-    if given is not None:
-        return _whole("position_ids", given, ids)
-    if rows is not None:
-        return (rows & 0xFFFFFFFF).reshape(ids.shape)
-    length = ids.shape[-1] if ids.dim() else 1
-    return torch.arange(length, device=ids.device).expand(ids.shape)
 
 
 def embedding_facts(
@@ -222,6 +216,48 @@ def _facts(
     )
 
 
+def _embedding(
+    tensors: tuple[Any, ...],
+    eps: float,
+    padding: tuple[int | None, int | None],
+    dropout_p: float,
+    seed: int | Tensor | None,
+    offset: int | Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    """tensors: ids, word, position, types, weight, bias, position_ids, type_ids, rows."""
+    ids, word, position, types, weight, bias, position_ids, type_ids, rows = tensors
+    through = False
+    key = backends.call_key((eps, *padding, dropout_p, backend), *tensors)
+    known = None if key is None else _KNOWN.get(key)
+    if known is None:
+        _check(
+            ids, word, position, types, weight, bias, eps, position_ids, type_ids, padding, dropout_p, rows
+        )  # fmt: skip
+        facts = _facts(word, position, types, weight, bias, dropout_p)
+        name = backends.choose("embedding", facts, backend)
+        through = name == "reference" or checks.through_reference()
+        known = float(eps), float(dropout_p), name, facts.needs_grad
+    if position_ids is not None:
+        position_ids = _whole("position_ids", position_ids, ids)
+    elif position is not None and known[2] == "cpu" and not through:
+        position_ids = reference.places(ids, rows)
+    if type_ids is not None:
+        type_ids = _whole("type_ids", type_ids, ids)
+    if ids.dtype is not torch.int64:
+        ids = ids.to(torch.int64)
+    if key is not None and not through:
+        _KNOWN.keep(key, known)
+    eps, dropout_p, name, needs_grad = known
+    seed_, offset_ = dropout.seeds(seed, offset, word, dropout_p)
+    given = (ids, word, position_ids, position, type_ids, types, weight, bias, eps)
+    if through:
+        return reference.embedding(*given, *padding, dropout_p, seed_, offset_, rows)
+    if needs_grad:
+        return checks.apply(_Embedding, *given, padding, dropout_p, seed_, offset_, rows, name)  # type: ignore[no-any-return]
+    return _forward(name, *given, dropout_p, seed_, offset_, rows)[0]
+
+
 def embedding(
     ids: Tensor,
     word: Tensor,
@@ -266,19 +302,6 @@ def embedding(
         IndexError: an id outside its table.
         Unsupported: the forced backend cannot serve the call.
     """
+    tensors = (ids, word, position, types, weight, bias, position_ids, type_ids, rows)
     padding = (padding_idx, position_padding_idx)
-    _check(ids, word, position, types, weight, bias, eps, position_ids, type_ids, padding, dropout_p, rows)  # fmt: skip
-    eps, dropout_p = float(eps), float(dropout_p)
-    position_ids = None if position is None else _places(ids, rows, position_ids)
-    if type_ids is not None:
-        type_ids = _whole("type_ids", type_ids, ids)
-    ids = ids.to(torch.int64)
-    facts = _facts(word, position, types, weight, bias, dropout_p)
-    name = backends.choose("embedding", facts, backend)
-    seed_, offset_ = dropout.seeds(seed, offset, word, dropout_p)
-    given = (ids, word, position_ids, position, type_ids, types, weight, bias, eps)
-    if name == "reference" or checks.through_reference():
-        return reference.embedding(*given, *padding, dropout_p, seed_, offset_, rows)
-    if facts.needs_grad:
-        return checks.apply(_Embedding, *given, padding, dropout_p, seed_, offset_, rows, name)  # type: ignore[no-any-return]
-    return _forward(name, *given, dropout_p, seed_, offset_, rows)[0]
+    return _embedding(tensors, eps, padding, dropout_p, seed, offset, backend)

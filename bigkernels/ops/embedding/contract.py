@@ -24,6 +24,8 @@ class Facts(NamedTuple):
     chip: str = ""  # as checks.chip has it
 
 
+# Ids are int64, of ids' shape. Without type_ids all are 0; without position_ids a token's is its own place
+# (reference.places), which the CPU's kernels are always given.
 SCHEMAS = {
     "embedding_forward": "(Tensor ids, Tensor word, Tensor? position_ids, Tensor? position,"
     " Tensor? type_ids, Tensor? types, Tensor? weight, Tensor? bias, float eps, float dropout_p,"

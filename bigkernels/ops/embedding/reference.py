@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -9,10 +10,18 @@ from bigkernels.ops import dropout
 from bigkernels.ops.embedding.contract import stat_dtype
 
 
+def places(ids: Tensor, rows: Tensor | None) -> Tensor:
+    """The place of each token in its sequence: its column, or what ``rows`` says; of ids' shape."""
+    if rows is not None:
+        return (rows & 0xFFFFFFFF).reshape(ids.shape)
+    length = ids.shape[-1] if ids.dim() else 1
+    return torch.arange(length, device=ids.device).expand(ids.shape)
+
+
 def embedding(
     ids: Tensor,  # (...)
     word: Tensor,  # (V, N)
-    position_ids: Tensor | None,  # (...)
+    position_ids: Tensor | None,  # (...); None: places
     position: Tensor | None,  # (P, N)
     type_ids: Tensor | None,  # (...)
     types: Tensor | None,  # (K, N)
@@ -27,6 +36,8 @@ def embedding(
     rows: Tensor | None,
 ) -> Tensor:
     """dropout(LayerNorm(word[ids] + position[position_ids] + types[type_ids])), (..., N)."""
+    if position is not None and position_ids is None:
+        position_ids = places(ids, rows)
     total = table_sum(
         ids, word, position_ids, position, type_ids, types, padding_idx, position_padding_idx
     )

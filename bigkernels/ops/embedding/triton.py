@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bigkernels.ops import triton_launch
 from bigkernels.ops.embedding.contract import Facts
-from bigkernels.ops.triton_launch import Dropout, dense, device_of
+from bigkernels.ops.triton_launch import Dropout, dense, device_of, kind
 
 # Two float32 accumulators and the sum of the tables of a wider row do not fit the registers of 16 warps.
 MAX_COLUMNS = 4096
@@ -20,6 +20,7 @@ FORWARD_ELEMENTS, BACKWARD_ELEMENTS = 16, 8
 # Rows and columns of one program of the scatter, and the programs that a small table's rows are shared by.
 SCATTER_TILE = (16, 256)
 SCATTER_ROWS, MOST_SPLITS = 2048, 64
+_FORWARD, _BACKWARD, _SCATTER = (triton_launch.Replays() for _ in range(3))
 
 
 def limits(facts: Facts) -> tuple[str, ...]:
@@ -41,10 +42,6 @@ def _rows_of(table: Tensor | None) -> int:
     return 0 if table is None else table.shape[0]
 
 
-def _flat(ids: Tensor | None) -> Tensor | None:
-    return None if ids is None else ids.reshape(-1).contiguous()
-
-
 def embedding_forward(
     ids: Tensor,
     word: Tensor,
@@ -60,100 +57,90 @@ def embedding_forward(
     offset: Tensor | None,
     rows: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from .triton_kernels import embedding_forward_kernel
-
     m, n = ids.numel(), word.shape[1]
     out = word.new_empty(*ids.shape, n)
     mean, rstd = (word.new_empty(m, dtype=torch.float32) for _ in range(2))
     if m == 0:
         return out, mean, rstd
+    good = word.new_empty(m, dtype=torch.bool)
     dropout = Dropout(dropout_p, seed, offset, rows)
-    block_m, block_n, num_warps = triton_launch.row_tile(n, FORWARD_ELEMENTS)
-    tables = (ids, word, position_ids, position, type_ids, types)
+    given = (ids, word, position_ids, position, type_ids, types, weight, bias)
+    *where, length = dropout.place(out)
+    pointers = (*map(dense, given), out, mean, rstd, good, *where)
+    numbers = (length, m, n, *map(_rows_of, (word, position, types)), eps)
+    key = (*numbers, dropout_p, *map(kind, pointers))
     with device_of(word):
-        triton_launch.launch(
-            embedding_forward_kernel,
-            (-(-m // block_m),),
-            *map(_dense_part, tables),
-            dense(weight),
-            dense(bias),
-            out,
-            mean,
-            rstd,
-            *dropout.place(out),
-            m,
-            n,
-            *map(_rows_of, (word, position, types)),
-            eps,
-            *dropout.rule(),
-            DROPOUT=dropout_p > 0.0,
-            BLOCK_M=block_m,
-            BLOCK_N=block_n,
-            num_warps=num_warps,
-        )
+        if not _FORWARD.again(key, pointers):
+            _FORWARD.keep_plain(key, _launch_forward(pointers, numbers, dropout, n))
         # On a GPU it stops the kernels that follow, as torch's own embedding does; nobody waits for it.
-        torch._assert_async((rstd != -1.0).all(), "index out of range: an id is outside its table")
+        torch._assert_async(good.all(), "index out of range: an id is outside its table")
     return out, mean, rstd
 
 
-def _dense_part(part: Tensor | None) -> Tensor | None:
-    """Ids as a vector, tables as they are; both contiguous."""
-    return _flat(part) if part is not None and not part.is_floating_point() else dense(part)
+def _launch_forward(
+    pointers: tuple[Tensor | None, ...], numbers: tuple[Any, ...], dropout: Dropout, n: int
+) -> triton_launch.Replay | None:
+    from .triton_kernels import embedding_forward_kernel
+
+    block_m, block_n, num_warps = triton_launch.row_tile(n, FORWARD_ELEMENTS)
+    return triton_launch.launch(
+        embedding_forward_kernel, (-(-numbers[1] // block_m),), *pointers, *numbers, *dropout.rule(),
+        DROPOUT=dropout.p > 0.0, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=num_warps,
+    )  # fmt: skip
 
 
-def _scatter(dsum: Tensor, ids: Tensor | None, table: Tensor, padding_row: int, m: int) -> Tensor:
-    """The gradient of a table: of each row the sum of its tokens' rows of dsum (M, N) float32."""
-    from .triton_kernels import embedding_scatter_kernel
-
+def _scatter(
+    dsum: Tensor, ids: Tensor | None, period: int, table: Tensor, padding_row: int, m: int
+) -> Tensor:
+    """The gradient of a table: of each row the sum of its tokens' rows of dsum (M, N) float32. Without ids those of
+    the tokens are 0, 1, ... period - 1, again and again."""
     count, n = table.shape
     if m == 0:
         return torch.zeros_like(table, memory_format=torch.contiguous_format)
-    flat = _flat(ids)
-    if flat is None:
-        flat = torch.zeros(m, dtype=torch.int64, device=table.device)
-    by_id, order = torch.sort(flat, stable=True)
-    starts = torch.searchsorted(by_id, torch.arange(count + 1, device=table.device))
+    order = starts = None
+    if ids is not None:
+        by_id, order = torch.sort(ids.reshape(-1), stable=True)
+        starts = torch.searchsorted(by_id, torch.arange(count + 1, device=table.device))
     shares = splits(count)
-    block_m, block_n = SCATTER_TILE
     dtype = table.dtype if shares == 1 else torch.float32
-    parts = table.new_empty(shares, count, n, dtype=dtype)
-    triton_launch.launch(
-        embedding_scatter_kernel, (count, -(-n // block_n), shares),
-        dsum, order, starts, parts, count, n, padding_row,
-        SPLITS=shares, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=4,
-    )  # fmt: skip
+    parts = table.new_empty((count, n) if shares == 1 else (shares, count * n), dtype=dtype)
+    pointers, numbers = (dsum, order, starts, parts), (m, period, count, n, padding_row)
+    key = (*numbers, *map(kind, pointers))
+    if not _SCATTER.again(key, pointers):
+        from .triton_kernels import embedding_scatter_kernel
+
+        block_m, block_n = SCATTER_TILE
+        known = triton_launch.launch(
+            embedding_scatter_kernel, (count, -(-n // block_n), shares), *pointers, *numbers,
+            SPLITS=shares, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=4,
+        )  # fmt: skip
+        _SCATTER.keep_plain(key, known)
     if shares == 1:
-        return parts[0]
-    (total,) = triton_launch.column_sums([parts.view(shares, count * n)], table.dtype)
+        return parts
+    (total,) = triton_launch.column_sums([parts], table.dtype)
     assert total is not None
     return total.view(count, n)
 
 
 def _launch_backward(
-    given: tuple[Any, ...],
-    sizes: tuple[Any, ...],
-    grads: list[Tensor | None],
+    pointers: tuple[Tensor | None, ...],
+    numbers: tuple[int, ...],
+    dropout: Dropout,
     programs: int,
     n: int,
 ) -> None:
+    key = (*numbers, programs, dropout.p, *map(kind, pointers))
+    if _BACKWARD.again(key, pointers):
+        return
     from .triton_kernels import embedding_backward_kernel
 
-    dropout, *rest = sizes
     block_m, block_n, num_warps = triton_launch.row_tile(n, BACKWARD_ELEMENTS)
-    triton_launch.launch(
-        embedding_backward_kernel,
-        (programs,),
-        *given,
-        *grads,
-        *dropout.place(given[0]),
-        *rest,
-        *dropout.rule(),
-        DROPOUT=dropout.p > 0.0,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        num_warps=num_warps,
+    known = triton_launch.launch(
+        embedding_backward_kernel, (programs,), *pointers, *numbers, *dropout.rule(),
+        DROPOUT=dropout.p > 0.0, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=num_warps,
         maxnreg=triton_launch.BACKWARD_REGISTERS,
-    )
+    )  # fmt: skip
+    _BACKWARD.keep_plain(key, known)
 
 
 def embedding_backward(
@@ -181,28 +168,30 @@ def embedding_backward(
 ) -> tuple[Tensor, ...]:
     m, n = ids.numel(), word.shape[1]
     dropout = Dropout(dropout_p, seed, offset, rows)
-    needs = (need_dword, need_dposition, need_dtypes)
-    sums: list[Tensor | None] = [
-        mean.new_zeros(n) if need else None for need in (need_dweight, need_dbias)
-    ]
-    dsum = mean.new_empty(m, n) if any(needs) else mean.new_empty(0)
-    written = dsum if any(needs) else None
+    needs = (need_dword, need_dposition, need_dtypes, need_dweight, need_dbias)
+    dsum = mean.new_empty(m, n) if any(needs[:3]) else mean.new_empty(0)
+    written = dsum if any(needs[:3]) else None
     with device_of(word):
+        *where, length = dropout.place(dout)
         if m > 0:
-            tables = map(_dense_part, (ids, word, position_ids, position, type_ids, types))
-            given = (dout.contiguous(), mean, rstd, *tables, dense(weight))
-            sizes = (dropout, m, n, *map(_rows_of, (word, position, types)))
+            parts = (ids, word, position_ids, position, type_ids, types, weight)
             block_m, _, num_warps = triton_launch.row_tile(n, BACKWARD_ELEMENTS)
             programs = triton_launch.row_programs(word.device, -(-m // block_m), num_warps)
-            partials = [None if s is None else mean.new_empty(programs, n) for s in sums]
-            _launch_backward(given, sizes, [written, *partials], programs, n)
+            partials = [mean.new_empty(programs, n) if s else None for s in needs[3:]]
+            given = (dout.contiguous(), mean, rstd, *map(dense, parts), written, *partials)
+            numbers = (length, m, n, *map(_rows_of, (word, position, types)))
+            _launch_backward((*given, *where), numbers, dropout, programs, n)
             sums = triton_launch.column_sums(partials, torch.float32)
+        else:
+            sums = [mean.new_zeros(n) if s else None for s in needs[3:]]
+        if position_ids is None and rows is not None and need_dposition:
+            position_ids = rows & 0xFFFFFFFF
         grads = [
-            None if not need or table is None else _scatter(dsum, index, table, padding, m)
-            for need, index, table, padding in (
-                (need_dword, ids, word, padding_idx),
-                (need_dposition, position_ids, position, position_padding_idx),
-                (need_dtypes, type_ids, types, -1),
+            None if not need or table is None else _scatter(dsum, index, period, table, padding, m)
+            for need, index, period, table, padding in (
+                (need_dword, ids, 1, word, padding_idx),
+                (need_dposition, position_ids, length, position, position_padding_idx),
+                (need_dtypes, type_ids, 1, types, -1),
             )
         ]
     empty = [word.new_empty(0) if g is None else g for g in grads]

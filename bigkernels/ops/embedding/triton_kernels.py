@@ -14,13 +14,22 @@ SIZES = ("row_length", "M", "word_count", "position_count", "type_count", "thres
 
 
 @triton.jit
-def _add_rows(total, good, table_ptr, ids_ptr, count, rows, in_rows, columns, in_columns, N):
-    """total + table[ids], and which tokens still have all their ids inside their tables."""
+def _place(rows, in_rows, row_ids_ptr, row_length):
+    """The place of a token in its sequence."""
+    if row_ids_ptr is not None:
+        place = tl.load(row_ids_ptr + rows, mask=in_rows, other=0) & 0xFFFFFFFF
+    else:
+        place = rows % row_length
+    return place
+
+
+@triton.jit
+def _add_rows(total, good, table_ptr, ids_ptr, ids, count, rows, in_rows, columns, in_columns, N):
+    """total + table[ids], and which tokens still have all their ids inside their tables; ids: those without a
+    pointer."""
     if table_ptr is not None:
         if ids_ptr is not None:
             ids = tl.load(ids_ptr + rows, mask=in_rows, other=0)
-        else:
-            ids = rows * 0
         good = good & (ids >= 0) & (ids < count)
         inside = (in_rows & good)[:, None] & in_columns[None, :]
         at = ids[:, None] * N + columns[None, :]
@@ -30,29 +39,32 @@ def _add_rows(total, good, table_ptr, ids_ptr, count, rows, in_rows, columns, in
 
 @triton.jit
 def _table_sum(
-    word_ptr, ids_ptr, position_ptr, position_ids_ptr, types_ptr, type_ids_ptr, word_count,
-    position_count, type_count, rows, in_rows, columns, in_columns, N,
+    word_ptr, ids_ptr, position_ptr, position_ids_ptr, types_ptr, type_ids_ptr, row_ids_ptr, row_length,
+    word_count, position_count, type_count, rows, in_rows, columns, in_columns, N,
 ):  # fmt: skip
     """(rows, columns) float32: the tables' rows added up; zeros where an id is outside its table."""
     total = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32)
-    good = in_rows
+    good, first = in_rows, rows * 0
     total, good = _add_rows(
-        total, good, word_ptr, ids_ptr, word_count, rows, in_rows, columns, in_columns, N
+        total, good, word_ptr, ids_ptr, first, word_count, rows, in_rows, columns, in_columns, N
     )
+    places = first
+    if position_ptr is not None and position_ids_ptr is None:
+        places = _place(rows, in_rows, row_ids_ptr, row_length)
     total, good = _add_rows(
-        total, good, position_ptr, position_ids_ptr, position_count, rows, in_rows, columns,
+        total, good, position_ptr, position_ids_ptr, places, position_count, rows, in_rows, columns,
         in_columns, N,
     )  # fmt: skip
     return _add_rows(
-        total, good, types_ptr, type_ids_ptr, type_count, rows, in_rows, columns, in_columns, N
-    )
+        total, good, types_ptr, type_ids_ptr, first, type_count, rows, in_rows, columns, in_columns, N,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)
 def embedding_forward_kernel(
     ids_ptr,  # (M,) int64, likewise below
     word_ptr,  # (word_count, N)
-    position_ids_ptr,
+    position_ids_ptr,  # or None: each token's own place
     position_ptr,  # (position_count, N) or None
     type_ids_ptr,  # or None: row 0 for every token
     types_ptr,  # (type_count, N) or None
@@ -60,7 +72,8 @@ def embedding_forward_kernel(
     bias_ptr,  # (N,) or None
     out_ptr,  # (M, N)
     mean_ptr,  # (M,) float32
-    rstd_ptr,  # (M,) float32; -1 marks a token with an id outside its table
+    rstd_ptr,  # (M,) float32
+    good_ptr,  # (M,) bool: all ids of the token are inside their tables
     seed_ptr,
     offset_ptr,
     row_ids_ptr,
@@ -83,8 +96,8 @@ def embedding_forward_kernel(
     in_columns = columns < N
     inside = in_rows[:, None] & in_columns[None, :]
     value, good = _table_sum(
-        word_ptr, ids_ptr, position_ptr, position_ids_ptr, types_ptr, type_ids_ptr, word_count,
-        position_count, type_count, rows, in_rows, columns, in_columns, N,
+        word_ptr, ids_ptr, position_ptr, position_ids_ptr, types_ptr, type_ids_ptr, row_ids_ptr, row_length,
+        word_count, position_count, type_count, rows, in_rows, columns, in_columns, N,
     )  # fmt: skip
 
     # Two passes over the registers: the variance of centred values keeps its digits at any mean.
@@ -92,7 +105,8 @@ def embedding_forward_kernel(
     centred = tl.where(inside, value - mean[:, None], 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred, 1) / N + eps)
     tl.store(mean_ptr + rows, mean, mask=in_rows)
-    tl.store(rstd_ptr + rows, tl.where(good, rstd, -1.0), mask=in_rows)
+    tl.store(rstd_ptr + rows, rstd, mask=in_rows)
+    tl.store(good_ptr + rows, good, mask=in_rows)
 
     out = centred * rstd[:, None]
     if weight_ptr is not None:
@@ -163,8 +177,8 @@ def embedding_backward_kernel(
         if dbias_ptr is not None:
             dbias += dout
         value, _ = _table_sum(
-            word_ptr, ids_ptr, position_ptr, position_ids_ptr, types_ptr, type_ids_ptr, word_count,
-            position_count, type_count, rows, in_rows, columns, in_columns, N,
+            word_ptr, ids_ptr, position_ptr, position_ids_ptr, types_ptr, type_ids_ptr, row_ids_ptr, row_length,
+            word_count, position_count, type_count, rows, in_rows, columns, in_columns, N,
         )  # fmt: skip
         mean = tl.load(mean_ptr + rows, mask=in_rows, other=0.0)
         rstd = tl.load(rstd_ptr + rows, mask=in_rows, other=0.0)
@@ -187,12 +201,14 @@ def embedding_backward_kernel(
         tl.store(dbias_ptr + partial, tl.sum(dbias, 0), mask=in_columns)
 
 
-@triton.jit(do_not_specialize=("count", "padding_row"))
+@triton.jit(do_not_specialize=("M", "period", "count", "padding_row"))
 def embedding_scatter_kernel(
     dsum_ptr,  # (M, N) float32
-    order_ptr,  # (M,) int64: tokens by their id, those of one id in their own order
-    starts_ptr,  # (count + 1,) int64: where each id's tokens begin in `order`
+    order_ptr,  # (M,) int64: tokens by their id, those of one id in their own order; None: ids repeat, see period
+    starts_ptr,  # (count + 1,) int64: where each id's tokens begin in `order`, or None
     dtable_ptr,  # (SPLITS, count, N)
+    M,
+    period,  # without `order` a token's id is its number modulo this, which M is a multiple of
     count,
     N,
     padding_row,  # its gradient is 0; -1: none
@@ -205,8 +221,12 @@ def embedding_scatter_kernel(
     split = tl.program_id(2)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_columns = columns < N
-    begin = tl.load(starts_ptr + row)
-    end = tl.load(starts_ptr + row + 1)
+    if order_ptr is not None:
+        begin = tl.load(starts_ptr + row)
+        end = tl.load(starts_ptr + row + 1)
+    else:
+        begin = row * 0
+        end = tl.where(row < period, M // period, begin)
     if SPLITS > 1:
         share = tl.cdiv(end - begin, SPLITS)
         begin += split * share
@@ -217,7 +237,10 @@ def embedding_scatter_kernel(
     for first in range(begin, end, BLOCK_M):
         places = first + tl.arange(0, BLOCK_M)
         in_places = places < end
-        tokens = tl.load(order_ptr + places, mask=in_places, other=0)
+        if order_ptr is not None:
+            tokens = tl.load(order_ptr + places, mask=in_places, other=0)
+        else:
+            tokens = places * period + row
         inside = in_places[:, None] & in_columns[None, :]
         at = tokens[:, None] * N + columns[None, :]
         total += tl.load(dsum_ptr + at, mask=inside, other=0.0)

@@ -15,6 +15,7 @@ from bigkernels.ops.ffn.contract import ACTIVATIONS, Facts
 _OPS = {name: library.kernels(name, contract.BACKENDS) for name in contract.SCHEMAS}
 backends.register("ffn", contract.BACKENDS)
 
+_KNOWN: backends.Remembered[tuple[str, bool]] = backends.Remembered()  # drawer, gradients
 _plain_cpu = _OPS["ffn_forward"]["cpu"]._op
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
@@ -224,6 +225,41 @@ def _plain(tensors: tuple[Tensor | None, ...], activation: str) -> Tensor | None
         return None
 
 
+def _feed_forward(
+    tensors: tuple[Any, ...],
+    activation: str,
+    dropout_p: float,
+    recompute: int,
+    seed: int | Tensor | None,
+    offset: int | Tensor | None,
+    rows: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    """tensors: x, weight1, bias1, weight2, bias2, weight_gate, bias_gate."""
+    key = backends.call_key((activation, dropout_p, recompute, backend), *tensors, rows)
+    known = None if key is None else _KNOWN.get(key)
+    through = False
+    if known is not None:
+        arguments: tuple[Any, ...] = (*tensors, activation, float(dropout_p))
+    else:
+        x, weight1, bias1, weight2, bias2, weight_gate, bias_gate = tensors
+        arguments, facts = _prepare(
+            x, weight1, bias1, weight2, bias2, activation, dropout_p, weight_gate=weight_gate, bias_gate=bias_gate,
+            recompute=recompute, rows=rows,
+        )  # fmt: skip
+        known = backends.choose("ffn", facts, backend), facts.needs_grad
+        through = known[0] == "reference" or checks.through_reference()
+        if key is not None and not through:
+            _KNOWN.keep(key, known)
+    name, needs_grad = known
+    arguments = (*arguments, *dropout.seeds(seed, offset, tensors[0], dropout_p), rows)
+    if through:
+        return reference.feed_forward(*arguments)
+    if needs_grad:
+        return checks.apply(_FeedForward, *arguments, 2 - recompute, name)  # type: ignore[no-any-return]
+    return _OPS["ffn_forward"][name](*arguments, 0)[0]  # type: ignore[no-any-return]
+
+
 def feed_forward(
     x: Tensor,
     weight1: Tensor,
@@ -270,14 +306,5 @@ def feed_forward(
         out = _plain((x, weight1, bias1, weight2, bias2), activation)
         if out is not None:
             return out
-    arguments, facts = _prepare(
-        x, weight1, bias1, weight2, bias2, activation, dropout_p, weight_gate=weight_gate, bias_gate=bias_gate,
-        recompute=recompute, rows=rows,
-    )  # fmt: skip
-    name = backends.choose("ffn", facts, backend)
-    arguments = (*arguments, *dropout.seeds(seed, offset, x, dropout_p), rows)
-    if name == "reference" or checks.through_reference():
-        return reference.feed_forward(*arguments)
-    if facts.needs_grad:
-        return checks.apply(_FeedForward, *arguments, 2 - recompute, name)  # type: ignore[no-any-return]
-    return _OPS["ffn_forward"][name](*arguments, 0)[0]  # type: ignore[no-any-return]
+    tensors = (x, weight1, bias1, weight2, bias2, weight_gate, bias_gate)
+    return _feed_forward(tensors, activation, dropout_p, recompute, seed, offset, rows, backend)

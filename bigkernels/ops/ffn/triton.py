@@ -16,7 +16,9 @@ from torch import Tensor
 from bigkernels.ops import triton_launch
 from bigkernels.ops.ffn import triton_tiles
 from bigkernels.ops.ffn.contract import Facts
-from bigkernels.ops.triton_launch import Dropout, dense, device_of
+from bigkernels.ops.triton_launch import Dropout, dense, device_of, kind
+
+_FORWARD, _BACKWARD = triton_launch.Replays(), triton_launch.Replays()
 
 
 def limits(facts: Facts) -> tuple[str, ...]:
@@ -36,7 +38,7 @@ def _own_dtypes(x: Tensor) -> AbstractContextManager[object]:
 class _Call(NamedTuple):
     """What both directions are given: M rows, E columns of x, F hidden, E2 of the result."""
 
-    x: Tensor  # (M, E)
+    x: Tensor  # (M, E), or as many rows in more dimensions
     weight1: Tensor  # (F, E)
     bias1: Tensor | None
     weight2: Tensor  # (E2, F)
@@ -44,79 +46,81 @@ class _Call(NamedTuple):
     bias_gate: Tensor | None
     activation: str
     dropout: Dropout
-    place: tuple[Any, ...]
-    outer: tuple[int, ...]  # sizes of x but the last
-
-    @property
-    def m(self) -> int:
-        return self.x.shape[0]
+    row_length: int  # of x as it came
+    m: int
 
     @property
     def f(self) -> int:
         return self.weight1.shape[0]
 
-    def plane(self, wanted: bool = True) -> Tensor | None:
-        return self.x.new_empty(*self.outer, self.f) if wanted else None
+    def precision(self) -> str:
+        """tl.dot's."""
+        return triton_launch.float32_products(self.x.dtype)
 
-    def tile(self, direction: str) -> tuple[triton_tiles.Tile, str]:
-        """How a product is cut, and tl.dot's precision."""
+    def tile(self, direction: str) -> triton_tiles.Tile:
+        """How a product is cut."""
         dtype, device = self.x.dtype, self.x.device
-        precision = triton_launch.float32_products(dtype)
-        kind = (triton_launch.architecture(device), direction, dtype, precision)
-        return triton_tiles.choose(*kind, self.m, self.f), precision
+        kind = (triton_launch.architecture(device), direction, dtype, self.precision())
+        return triton_tiles.choose(*kind, self.m, self.f)
 
-    def launch(self, kernel: Any, direction: str, arguments: tuple[Any, ...], depth: int) -> None:
+    def launch(
+        self,
+        replays: triton_launch.Replays,
+        direction: str,
+        pointers: tuple[Tensor | None, ...],
+        depth: int,
+    ) -> None:
         """The kernel over all tiles of the (M, F) plane; `depth` is the length of its product's sums."""
-        tile, precision = self.tile(direction)
+        drop, precision = self.dropout, self.precision()
+        pointers = (*pointers, drop.seed, drop.offset, dense(drop.rows))
+        numbers = (self.row_length, self.m, self.f, depth)
+        rule = (direction, self.activation, precision, drop.p)
+        key = (*numbers, *rule, *map(kind, pointers), self.x.device)
+        if replays.again(key, pointers):
+            return
+        from . import triton_kernels
+
+        backward = direction == "backward"
+        kernel: Any = getattr(triton_kernels, f"ffn_{'backward' if backward else 'forward'}_kernel")
+        tile = self.tile(direction)
         tiles = -(-self.m // tile.block_m) * -(-self.f // tile.block_n)
-        triton_launch.launch(
+        known = triton_launch.launch(
             kernel,
             (tiles,),
-            *arguments,
-            *self.place,
-            self.m,
-            self.f,
-            depth,
-            *self.dropout.rule(),
+            *pointers,
+            *numbers,
+            *drop.rule(),
             ACTIVATION=self.activation,
             PRECISION=precision,
-            DROPOUT=self.dropout.p > 0.0,
+            DROPOUT=drop.p > 0.0,
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
             BLOCK_K=tile.block_k,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
         )
+        replays.keep_plain(key, known)
 
-    def first_products(self, keep_pre: bool) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """pre, gate (where they are kept) and hidden."""
-        from .triton_kernels import ffn_forward_kernel
-
+    def first_products(
+        self, shape: tuple[int, ...], keep_pre: bool
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """pre, gate (where they are kept) and hidden, in a shape of M * F."""
         gated = self.weight_gate is not None
-        pre, gate = self.plane(keep_pre), self.plane(keep_pre and gated)
-        hidden = self.plane()
-        assert hidden is not None
+        pre = self.x.new_empty(shape) if keep_pre else None
+        gate = self.x.new_empty(shape) if keep_pre and gated else None
+        hidden = self.x.new_empty(shape)
         if self.m > 0:
             parameters = (self.weight1, self.bias1, self.weight_gate, self.bias_gate)
-            arguments = (self.x, *map(dense, parameters), pre, gate, hidden)
+            pointers = (self.x, *map(dense, parameters), pre, gate, hidden)
             direction = "gated" if gated else "forward"
-            self.launch(ffn_forward_kernel, direction, arguments, self.x.shape[1])
+            self.launch(_FORWARD, direction, pointers, self.x.shape[-1])
         return pre, gate, hidden
 
 
-def _call(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor,
-    weight_gate: Tensor | None,
-    bias_gate: Tensor | None,
-    activation: str,
-    dropout: Dropout,
-) -> _Call:
-    rows = x.reshape(x.numel() // x.shape[-1], x.shape[-1]).contiguous()
-    parameters = (weight1, bias1, weight2, weight_gate, bias_gate)
-    return _Call(rows, *parameters, activation, dropout, dropout.place(x), tuple(x.shape[:-1]))
+def _call(x: Tensor, *rest: Any) -> _Call:
+    """x with its rows one behind the other."""
+    length = x.shape[-2] if x.dim() > 1 else 1
+    return _Call._make((x.contiguous(), *rest, length, x.numel() // x.shape[-1]))
 
 
 def ffn_forward(
@@ -137,31 +141,27 @@ def ffn_forward(
     dropout = Dropout(dropout_p, seed, offset, rows)
     call = _call(x, weight1, bias1, weight2, weight_gate, bias_gate, activation, dropout)
     with device_of(x), _own_dtypes(x):
-        pre, gate, hidden = call.first_products(keep_pre=save >= 1)
-        flat = hidden.view(call.m, call.f)
-        out = flat @ weight2.t() if bias2 is None else torch.addmm(bias2, flat, weight2.t())
+        shape = (*x.shape[:-1], call.f)
+        pre, gate, hidden = call.first_products(shape, keep_pre=save >= 1)
+        out = torch.nn.functional.linear(hidden, weight2, bias2)
     saved = (pre, gate, hidden if save >= 2 else None)
-    return out.view(*call.outer, weight2.shape[0]), *(
-        x.new_empty(0) if s is None else s for s in saved
-    )
+    return out, *(x.new_empty(0) if s is None else s for s in saved)
 
 
 def _hidden_gradients(
     call: _Call, dout: Tensor, pre: Tensor, gate: Tensor | None, wanted: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """Those of (dpre, dgate, hidden, dbias1, dbias_gate) that are wanted."""
-    from .triton_kernels import ffn_backward_kernel
-
-    planes = [call.plane(wanted=want) for want in wanted[:3]]
+    planes = [dout.new_empty(call.m, call.f) if want else None for want in wanted[:3]]
     if call.m == 0:
         sums = [dout.new_zeros(call.f) if want else None for want in wanted[3:]]
         return [*planes, *sums]
-    blocks = -(-call.m // call.tile("backward")[0].block_m)
+    blocks = -(-call.m // call.tile("backward").block_m)
     partials = [
         dout.new_empty(blocks, call.f, dtype=torch.float32) if want else None for want in wanted[3:]
     ]
-    arguments = (dout, dense(call.weight2), dense(pre), dense(gate), *planes, *partials)
-    call.launch(ffn_backward_kernel, "backward", arguments, dout.shape[1])
+    pointers = (dout, dense(call.weight2), dense(pre), dense(gate), *planes, *partials)
+    call.launch(_BACKWARD, "backward", pointers, dout.shape[1])
     return [*planes, *triton_launch.column_sums(partials, dout.dtype)]
 
 
@@ -205,7 +205,7 @@ def ffn_backward(
         if call.m > 0 and hidden.numel() == 0:
             known = None
             if (through and pre.numel() == 0) or (need_dweight2 and not through):
-                kept_pre, kept_gate, known = call.first_products(keep_pre=True)
+                kept_pre, kept_gate, known = call.first_products((call.m, call.f), True)
         if through:
             again = need_dweight2 and known is None
             wanted = (need_dpre, need_dgate, again, need_dbias1, need_dbias_gate)
@@ -213,13 +213,11 @@ def ffn_backward(
             found = _hidden_gradients(call, dout, kept_pre, kept_gate, wanted)
             dpre, dgate, hidden_again, grads[2], grads[6] = found
             known = hidden_again if again else known
-            flat, flat_gate = (None if d is None else d.view(call.m, call.f) for d in (dpre, dgate))
-            grads[0], grads[1], grads[5] = _products(
-                call, flat, flat_gate, (need_dx, need_dweight1, need_dweight_gate)
-            )
+            needs = (need_dx, need_dweight1, need_dweight_gate)
+            grads[0], grads[1], grads[5] = _products(call, dpre, dgate, needs)
         if need_dweight2:
             assert known is not None
-            grads[3] = dout.t() @ known.reshape(call.m, call.f)
+            grads[3] = torch.mm(dout.t(), known.view(call.m, call.f))
         if need_dbias2:
             grads[4] = dout.sum(0)
     return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
@@ -233,12 +231,15 @@ def _products(
     dx = None
     if need_dx:
         assert dpre is not None
-        dx = dpre @ call.weight1
+        dx = torch.mm(dpre, call.weight1)
         if dgate is not None and call.weight_gate is not None:
             dx = torch.addmm(dx, dgate, call.weight_gate)
-        dx = dx.view(*call.outer, call.x.shape[1])
-    dweight1 = dpre.t() @ call.x if need_dweight1 and dpre is not None else None
-    dweight_gate = dgate.t() @ call.x if need_dweight_gate and dgate is not None else None
+        dx = dx.view(call.x.shape)
+    if not (need_dweight1 or need_dweight_gate):
+        return dx, None, None
+    x = call.x.view(call.m, call.x.shape[-1])
+    dweight1 = torch.mm(dpre.t(), x) if need_dweight1 and dpre is not None else None
+    dweight_gate = torch.mm(dgate.t(), x) if need_dweight_gate and dgate is not None else None
     return dx, dweight1, dweight_gate
 
 
