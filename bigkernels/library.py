@@ -73,7 +73,16 @@ def kernels(name: str, backends: tuple[str, ...]) -> dict[str, Any]:
 
 # Of the ops that Python implements, by name: what is registered for a GPU's tensors.
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str})
+_is_neg, _is_batched = torch.Tensor.is_neg, torch._C._functorch.is_legacy_batchedtensor
+_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+_PLAIN = _TENSORS | {type(None), bool, int, float, str}
+
+
+def _readable(arguments: tuple[Any, ...]) -> bool:
+    """Whether the tensors' values are in their memory: x.conj().imag has the negative there, and the gradients of
+    is_grads_batched, which come first, have none."""
+    tensors = [x for x in arguments if x.__class__ in _TENSORS]
+    return not (any(map(_is_neg, tensors)) or any(map(_is_batched, tensors[:2])))
 
 
 def _direct(name: str, op: torch._ops.OpOverload) -> Callable[..., Any]:
@@ -86,7 +95,9 @@ def _direct(name: str, op: torch._ops.OpOverload) -> Callable[..., Any]:
             or torch._C._len_torch_dispatch_stack()
             or torch._C._len_torch_function_stack()
             or torch._C._autograd._profiler_enabled()
+            or torch._C._functorch.peek_interpreter_stack() is not None
             or not _PLAIN.issuperset(map(type, arguments))
+            or not _readable(arguments)
         ):
             return op(*arguments)
         implementation = IMPLEMENTATIONS.get(name)

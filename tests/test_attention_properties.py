@@ -261,6 +261,16 @@ def test_sizes_of_zero_are_served(batch, queries, keys, device):
         assert not any(t.any() for t in (out, dq, *others))
 
 
+@pytest.mark.parametrize("tokens", [0, 7, 300])
+def test_a_packed_call_of_no_sequence_gives_zeros(tokens, device):
+    q, k, v = draw(device, torch.float32, *[(tokens, 2, 16)] * 3)
+    ends = torch.zeros(1, dtype=torch.int32, device=device.type)
+    with poisoned_outputs():
+        found = gradients(lambda *t: attend_packed(device, *t, ends, ends), q, k, v)
+    assert [t.shape for t in found] == [q.shape] * 4
+    assert not any(t.any() for t in found)
+
+
 @dtypes
 @options
 def test_the_number_of_threads_changes_no_bit(dropout, dtype, device):

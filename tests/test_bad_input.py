@@ -193,7 +193,7 @@ BAD = {
     "cross_entropy": {
         "input": (*NOT_A_TENSOR, *NOT_A_FLOAT, draw(8), draw(3, 0), draw(4, 8), draw(3, 8).to("meta")),
         "target": (*NOT_A_TENSOR, draw(3), ends(0, 2, 4), ends(0, 1, dtype=torch.int64), sparse(3)),
-        "ignore_index": (1.0, "0", True, None), "reduction": ("no", None, 1), "label_smoothing": NOT_A_RATE,
+        "ignore_index": (1.0, "0", True, None, 2**63), "reduction": ("no", None, 1), "label_smoothing": NOT_A_RATE,
         "backend": NOT_A_BACKEND,
     },
     "embedding": {

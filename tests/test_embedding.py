@@ -118,6 +118,17 @@ def test_more_tokens_than_positions_are_an_error(device):
         )
 
 
+def test_one_id_is_at_position_0(device):
+    require(device, torch.float32, 16)
+    word, position = (table.detach() for table in parts(torch.float32, 16)[:2])
+    one, row = (
+        bk.embedding(ids, word, position, backend=device.backend)
+        for ids in (torch.tensor(4), torch.tensor([4]))
+    )
+    assert one.shape == (16,)
+    assert same_bits(one, row[0])
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_without_gradients_the_output_is_the_same(dtype, device):
     require(device, dtype, 48)

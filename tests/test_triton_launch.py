@@ -11,6 +11,7 @@ import torch
 import bigkernels as bk
 from bigkernels.cli import main, warmup
 from bigkernels.ops import triton_launch
+from bigkernels.ops.attention import triton as attention_drawer
 from bigkernels.ops.layer_norm import reference
 from bigkernels.testing.oracle import same_bits
 from tests.emulator.device import emulated, why_not
@@ -180,6 +181,48 @@ def test_records_autocast_and_gradients_are_not_forgotten():
     with torch.no_grad():
         assert not call(leaf).requires_grad
     assert call(leaf).requires_grad
+
+
+def test_slopes_and_sinks_of_another_dtype_are_read_as_such(monkeypatch):
+    q, numbers = torch.randn(1, 2, 9, 16).bfloat16(), torch.tensor([0.5, 0.25])
+    for name in ("alibi_slopes", "sinks"):
+        calls = [
+            lambda name=name, dtype=dtype: bk.scaled_dot_product_attention(
+                q, q, q, backend="triton", **{name: numbers.to(dtype)}
+            )
+            for dtype in (torch.float32, torch.bfloat16, torch.float32)
+        ]
+        found = [call() for call in calls]
+        for call, earlier in zip(calls, found, strict=True):
+            monkeypatch.setattr(attention_drawer, "_FORWARD", triton_launch.Replays())
+            assert same_bits(call(), earlier)
+
+
+def test_tensors_whose_memory_is_not_their_value_go_through_torch(monkeypatch):
+    """Past its dispatcher they would be read as they lie there, or not at all."""
+    monkeypatch.setattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)  # the emulator's own mode
+    x, weight = torch.randn(3, 48, requires_grad=True), torch.randn(48)
+    check(torch._neg_view(x.detach()), weight)
+    check(x.detach(), torch._neg_view(weight))
+    out, douts = call(x, weight), torch.randn(2, 3, 48)
+    (found,) = torch.autograd.grad(out, x, douts, is_grads_batched=True, retain_graph=True)
+    expected = [torch.autograd.grad(out, x, dout, retain_graph=True)[0] for dout in douts]
+    assert same_bits(found, torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("capability", "configurations"),
+    [
+        ((8, 0), "sm_80"),
+        ((8, 9), "sm_80"),
+        ((9, 0), "sm_90"),
+        ((10, 0), "sm_90"),
+        ((12, 0), "sm_80"),
+    ],
+)
+def test_a_chip_gets_tiles_that_its_shared_memory_holds(capability, configurations, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    assert triton_launch._architecture.__wrapped__(0) == configurations
 
 
 def test_an_op_is_seen_by_whoever_watches_torch(monkeypatch):

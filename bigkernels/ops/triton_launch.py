@@ -116,7 +116,9 @@ def row_programs(device: torch.device, row_blocks: int, num_warps: int) -> int:
 def _architecture(device_index: int) -> str:
     if torch.version.hip is not None:
         return "gfx942"
-    return "sm_90" if torch.cuda.get_device_capability(device_index) >= (9, 0) else "sm_80"
+    # Chips of 12.x have the shared memory of 8.6 again.
+    large = (9, 0) <= torch.cuda.get_device_capability(device_index) < (12, 0)
+    return "sm_90" if large else "sm_80"
 
 
 def architecture(device: torch.device) -> str:

@@ -230,7 +230,7 @@ def attention_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     ):  # rows behind the last sequence are no program's, and only the device knows them
         out.zero_()
         lse.fill_(-torch.inf)
-    if lse.numel() == 0:
+    if lse.numel() == 0 or (cu_q is not None and cu_q.shape[0] < 2):
         return out, lse
     key, pointers = key_of(arguments), pointers_of(arguments)
     with triton_launch.device_of(q):
@@ -328,8 +328,9 @@ def attention_backward(
     )
     dmask = mask.new_empty(mask.shape) if flags[-1] and mask is not None else None
     results = (*gradients, q.new_empty(0) if dmask is None else dmask)
-    nothing = q.numel() == 0 or k.numel() == 0
-    if nothing or arguments[5] is not None:  # as in the forward: rows behind the last sequence
+    cu_q = arguments[5]
+    nothing = q.numel() == 0 or k.numel() == 0 or (cu_q is not None and cu_q.shape[0] < 2)
+    if nothing or cu_q is not None:  # as in the forward: rows behind the last sequence
         for gradient in results:
             gradient.zero_()
     if nothing:

@@ -44,7 +44,7 @@ def key_of(arguments: tuple[Any, ...], *others: Tensor | None) -> triton_launch.
     q, k, v, mask, lengths, cu_q, cu_k, *numbers, slopes, sinks, p, seed, offset, rows = arguments
     key = [
         q.dtype, q.device, q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), *numbers, p,
-        slopes is None, sinks is None, seed is None, offset is None, rows is None,
+        seed is None, offset is None, rows is None, *map(triton_launch.kind, (slopes, sinks)),
         triton_launch.float32_products(q.dtype), triton_launch.architecture(q.device),
     ]  # fmt: skip
     key += [None if x is None else (x.dtype, x.shape) for x in (lengths, cu_q, cu_k)]

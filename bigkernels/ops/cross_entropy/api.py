@@ -82,6 +82,10 @@ def _check(
         raise ValueError(f"target: device {target.device}, but input is on {input.device}")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(
+            f"ignore_index: got {ignore_index}, expected an int of 64 bits, as targets are"
+        )
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: {reduction!r} is not one of {', '.join(REDUCTIONS)}")
     checks.check_number("label_smoothing", label_smoothing, 0.0, 1.0)
@@ -121,7 +125,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     backend: str | None = None,
 ) -> Tensor:
-    """``torch.nn.functional.cross_entropy`` of class indices; rows that are ignored are not read.
+    """``torch.nn.functional.cross_entropy`` of class indices; rows that are ignored count nowhere.
 
     The backward keeps one number a row beside the logits and writes their gradient in one pass.
 

@@ -299,7 +299,7 @@ def embedding(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, range or device.
-        IndexError: an id outside its table.
+        IndexError: an id outside its table, on the CPU; a GPU stops with an assertion, as torch's does.
         Unsupported: the forced backend cannot serve the call.
     """
     tensors = (ids, word, position, types, weight, bias, position_ids, type_ids, rows)

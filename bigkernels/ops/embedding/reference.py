@@ -14,8 +14,9 @@ def places(ids: Tensor, rows: Tensor | None) -> Tensor:
     """The place of each token in its sequence: its column, or what ``rows`` says; of ids' shape."""
     if rows is not None:
         return (rows & 0xFFFFFFFF).reshape(ids.shape)
-    length = ids.shape[-1] if ids.dim() else 1
-    return torch.arange(length, device=ids.device).expand(ids.shape)
+    if ids.dim() == 0:
+        return torch.zeros_like(ids, dtype=torch.int64)
+    return torch.arange(ids.shape[-1], device=ids.device).expand(ids.shape)
 
 
 def embedding(
