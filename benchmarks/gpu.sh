@@ -121,12 +121,14 @@ prove() {
 time_peers() {
   local sizes=()
   [ $device = emulated ] && sizes=(--smoke --no-compile)
-  step peers 400 "$PYTHON" benchmarks/gpu_peers.py --device $device "${sizes[@]}" --seconds 380 \
+  step peers 290 "$PYTHON" benchmarks/gpu_peers.py --device $device "${sizes[@]}" --seconds 275 \
     --json "$OUT/peers.json"
   cat "$log.step" >>"$OUT/summary.txt"
-  local how=()
-  [ $device = emulated ] && how=(--rehearse --only forward)
-  step tune 45 "$PYTHON" benchmarks/tune.py "${how[@]}" --write "$OUT/tiles.json"
+  step targets 15 "$PYTHON" benchmarks/gpu_targets.py "$OUT/peers.json"
+  quote 40
+  local how=(--seconds 120)
+  [ $device = emulated ] && how=(--rehearse --seconds 40)
+  step tune 140 "$PYTHON" benchmarks/tune.py "${how[@]}" --write "$OUT/tiles.json"
   quote 20
 }
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import gpu_cases
+import gpu_more_cases
 import gpu_targets
 import torch
 from gpu_cases import Case
@@ -33,7 +34,7 @@ FLUSH_BYTES = 256 << 20
 CASE_SECONDS = 0.4
 MOST_SAMPLES, FEWEST_SAMPLES = 50, 5
 # Of each device, the backends of ours that are timed on it.
-GROUPS = gpu_cases.GROUPS | gpu_targets.GROUPS
+GROUPS = gpu_cases.GROUPS | gpu_more_cases.GROUPS
 OURS = {"cuda": ("cuda", "triton"), "cpu": ("cpu",), "emulated": ("cuda", "triton")}
 
 
@@ -203,7 +204,10 @@ def measure(chosen: argparse.Namespace) -> None:
     device = "cuda" if chosen.device == "cuda" else "cpu"
     context = gpu_cases.Context(device, OURS[chosen.device], chosen.smoke, not chosen.no_compile)
     cases = [case for group in chosen.groups.split(",") for case in GROUPS[group](context)]
-    cases.sort(key=lambda case: case.compiles)
+    wanted = gpu_targets.named()
+    cases.sort(
+        key=lambda case: (f"{case.group} {case.name} {case.shape}" not in wanted, case.compiles)
+    )
     if chosen.list:
         print("\n".join(f"{c.group:<18}{c.name:<34}{c.shape:<24}{c.dtype}" for c in cases))
         return

@@ -1,181 +1,224 @@
-"""What gpu_peers.py times for targets that no case of bigkernels.testing states: packed against padded sequences, a
-bias with its gradient against flex, six bare products beside the feed-forward block, and lengths nobody has seen."""
+"""What this project wants to reach on an H100 SXM, and what a record of gpu_peers.py says of it; of what was not
+measured, what predicted.md says of our own kernels: "predicted", never measured.
+
+    python benchmarks/gpu_targets.py [RECORD.json]
+"""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from collections.abc import Callable, Iterator
-from itertools import accumulate
-from typing import Any
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
-from gpu_cases import Case, Context
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+import gpu_more_cases
 
-import bigkernels as bk
-from bigkernels.bench import rooms as peers
-from bigkernels.testing.problem import Problem, Tensors
-
-HALF = torch.bfloat16
-MODES = (("forward", 1.0), ("backward", 2.5))
-BACKENDS = {
-    "default": None,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "math": SDPBackend.MATH,
+PREDICTED = Path(__file__).with_name("predicted.md")
+SHAPES = {
+    "short": "128x16x128x64",
+    "medium": "32x16x512x64",
+    "long": "8x16x2048x64",
+    "wide": "8x16x2048x128",
+    "varlen": gpu_more_cases.shape_of_varlen(*gpu_more_cases.VARLEN),
+    "bias": "x".join(map(str, gpu_more_cases.BIAS)),
+    "rows": "32768x1024",
+    "ffn": "24576x1024x4096",
 }
-Call = Callable[[Tensors], dict[str, Tensor]]
+FORWARD, BACKWARD, BOTH = ("forward",), ("backward",), ("forward", "backward")
+OURS, COPY = "bigkernels triton", "ceilings copy 1024 MiB"
 
 
-def _sdpa(backend: SDPBackend | None) -> Call:
-    def call(inputs: Tensors) -> dict[str, Tensor]:
-        forced = contextlib.nullcontext() if backend is None else sdpa_kernel(backend)
-        with forced:
-            q, k, v = inputs["q"], inputs["k"], inputs["v"]
-            return {"out": F.scaled_dot_product_attention(q, k, v, inputs["mask"])}  # type: ignore[arg-type]
+class Target(NamedTuple):
+    """ours: calls as a record names them ("group name shape"), whose times add up; rivals: such sums, of which the
+    fastest counts. unit: "x" (the fastest rival's time through ours), "TFLOP/s", "of copy" (bytes a second through
+    those of a copy) or "us" (at most so many of the host)."""
 
-    return call
-
-
-def _cases(
-    group: str, shape: str, flops: int, problem: Callable[[], Problem], who: dict[str, Call]
-) -> Iterator[Case]:
-    for name, call in who.items():
-        for mode, share in MODES:
-
-            def setup(call: Call = call, mode: str = mode) -> Callable[[], object]:
-                return peers.timed(call, problem(), mode).call
-
-            label, compiles = f"{name} {mode}", name == "flex"
-            yield Case(
-                group, label, shape, "bfloat16", setup, 0, int(share * flops), False, compiles
-            )
+    name: str
+    wanted: float
+    unit: str
+    ours: tuple[str, ...]
+    rivals: tuple[tuple[str, ...], ...] = ()
+    calls: tuple[str, ...] = ()  # of predicted.md
 
 
-def _problem(context: Context, wrt: str, **shapes: tuple[int, ...]) -> Problem:
-    """Random inputs of these shapes, and a dout like q."""
-    inputs: dict[str, Tensor | None] = {
-        name: context.randn(*shape, dtype=HALF) for name, shape in shapes.items()
+class Outcome(NamedTuple):
+    """measured: None where nothing was. predicted: of our kernels alone, TFLOP/s or the share of the roofline."""
+
+    target: Target
+    measured: float | None
+    rival: str
+    predicted: float | None
+
+    @property
+    def met(self) -> bool | None:
+        if self.measured is None:
+            return None
+        least = self.target.unit != "us"
+        return self.measured >= self.target.wanted if least else self.measured <= self.target.wanted
+
+
+def _calls(group: str, name: str, shape: str, modes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{group} {name} {mode} {shape}" for mode in modes)
+
+
+def _target(
+    name: str,
+    wanted: float,
+    unit: str,
+    group: str,
+    size: str,
+    modes: tuple[str, ...],
+    rivals: tuple[str, ...] = (),
+    ours: str = OURS,
+) -> Target:
+    shape = SHAPES[size]
+    others = tuple(_calls(group, rival, shape, modes) for rival in rivals)
+    calls = tuple(f"{group} {shape} {mode}" for mode in modes)
+    return Target(name, wanted, unit, _calls(group, ours, shape, modes), others, calls)
+
+
+def targets() -> Iterator[Target]:
+    """Every target, in the order of the table."""
+    backends = ("default", "flash", "efficient", "cudnn", "math")
+    padded = ("default padded",)
+    for name, wanted, unit, *case in (
+        ("lengths U(32, 512), forward and backward", 3.0, "x", "varlen", "varlen", BOTH, padded, f"{OURS} packed"),
+        ("attention S = 128, forward", 1.3, "x", "attention", "short", FORWARD, backends),
+        ("attention S = 128, backward", 1.5, "x", "attention", "short", BACKWARD, backends),
+        ("attention S = 512, forward", 1.1, "x", "attention", "medium", FORWARD, backends),
+        ("attention S = 512, backward", 1.5, "x", "attention", "medium", BACKWARD, backends),
+        ("attention S = 2048, head_dim 64, forward", 400.0, "TFLOP/s", "attention", "long", FORWARD),
+        ("attention S = 2048, head_dim 128, forward", 470.0, "TFLOP/s", "attention", "wide", FORWARD),
+        ("attention S = 2048, head_dim 64, backward", 300.0, "TFLOP/s", "attention", "long", BACKWARD),
+        ("attention S = 2048, head_dim 128, backward", 300.0, "TFLOP/s", "attention", "wide", BACKWARD),
+        ("bias with gradient, forward and backward", 1.5, "x", "bias", "bias", BOTH, ("efficient", "flex")),
+        ("add and LayerNorm, forward", 0.87, "of copy", "add_layer_norm", "rows", FORWARD),
+        ("add and LayerNorm, backward", 0.8, "of copy", "add_layer_norm", "rows", BACKWARD),
+        ("add and LayerNorm, backward", 1.5, "x", "add_layer_norm", "rows", BACKWARD, ("compile",)),
+    ):  # fmt: skip
+        yield _target(name, wanted, unit, *case)
+    ffn = _target("feed-forward, forward and backward", 0.85, "x", "feed_forward", "ffn", BOTH)
+    yield ffn._replace(rivals=((f"products six of cublas {SHAPES['ffn']}",),))
+    length = gpu_more_cases.shape_of_new_lengths(gpu_more_cases.NEW_LENGTHS)
+    new = f"new_length {OURS} {length}"
+    yield Target("first call on a new length, warm", 1000.0, "us", (new,))
+    for name in gpu_more_cases.HOST:
+        yield Target(f"host time, {name}", 10.0, "us", (f"host {OURS} {name}",))
+
+
+def named() -> set[str]:
+    """Every call that a target asks for: what is timed first."""
+    return {COPY}.union(*(set().union(t.ours, *t.rivals) for t in targets()))
+
+
+def timed(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """A record's bfloat16 results and its copy, by name; of what was not timed nothing."""
+    rows = [row for row in record["results"] if row["median_us"] is not None]
+    return {
+        f"{row['group']} {row['name']} {row['shape']}": row
+        for row in rows
+        if row["dtype"] == "bfloat16" or row["name"] == "copy"
     }
-    names = {"q": "q", "k": "k", "v": "v", "m": "mask"}
-    dout = context.randn(*shapes["q"], dtype=HALF)
-    return Problem(inputs, {"out": dout}, tuple(names[w] for w in wrt), dict, {})
 
 
-def varlen(context: Context) -> Iterator[Case]:
-    """Lengths U(32, 512): packed by us, padded with a mask by torch."""
-    b, h, s, d = (3, 2, 24, 16) if context.smoke else (64, 16, 512, 64)
-    least = s // 16
-    lengths = [least + (s - least) * i // (b - 1) for i in range(b)]
-
-    def packed(backend: str) -> Call:
-        def call(inputs: Tensors) -> dict[str, Tensor]:
-            q, k, v, ends = (inputs[name] for name in ("q", "k", "v", "ends"))
-            return {"out": bk.varlen_attn(q, k, v, ends, ends, s, s, backend=backend)}  # type: ignore[arg-type]
-
-        return call
-
-    def tokens() -> Problem:
-        size = (sum(lengths), h, d)
-        problem = _problem(context, "qkv", q=size, k=size, v=size)
-        ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-        problem.inputs["ends"] = ends.to(context.device)
-        return problem
-
-    def padded() -> Problem:
-        problem = _problem(context, "qkv", q=(b, h, s, d), k=(b, h, s, d), v=(b, h, s, d))
-        on = (
-            torch.arange(s, device=context.device)
-            < torch.tensor(lengths, device=context.device)[:, None]
-        )
-        problem.inputs["mask"] = on[:, None, None]
-        return problem
-
-    flops, shape = 4 * h * d * sum(n * n for n in lengths), f"{b}x{h}x{least}..{s}x{d}"
-    ours = {f"bigkernels {o} packed": packed(o) for o in context.ours if o != "cuda"}
-    yield from _cases("varlen", shape, flops, tokens, ours)
-    theirs = {f"{name} padded": _sdpa(BACKENDS[name]) for name in ("default", "efficient", "cudnn")}
-    yield from _cases("varlen", shape, flops, padded, theirs)
+def _sum(found: Mapping[str, Mapping[str, Any]], calls: tuple[str, ...]) -> float | None:
+    """Microseconds, if all of them were timed."""
+    if not all(call in found for call in calls):
+        return None
+    return math.fsum(found[call]["median_us"] for call in calls)
 
 
-def _flex() -> Call:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    compiled: Any = torch.compile(flex_attention, dynamic=False)
-
-    def call(inputs: Tensors) -> dict[str, Tensor]:
-        bias: Any = inputs["mask"]
-        score = lambda score, b, h, i, j: score + bias[0, h, i, j]  # noqa: E731
-        return {"out": compiled(inputs["q"], inputs["k"], inputs["v"], score_mod=score)}
-
-    return call
-
-
-def bias(context: Context) -> Iterator[Case]:
-    """A bias of heads, queries and keys, with its gradient."""
-    b, h, s, d = (2, 2, 16, 16) if context.smoke else (16, 16, 512, 64)
-
-    def ours(backend: str) -> Call:
-        def call(inputs: Tensors) -> dict[str, Tensor]:
-            q, k, v = inputs["q"], inputs["k"], inputs["v"]
-            return {
-                "out": bk.scaled_dot_product_attention(q, k, v, inputs["mask"], backend=backend)
-            }  # type: ignore[arg-type]
-
-        return call
-
-    def problem() -> Problem:
-        return _problem(context, "qkvm", **dict.fromkeys("qkv", (b, h, s, d)), mask=(1, h, s, s))
-
-    who = {f"bigkernels {o}": ours(o) for o in context.ours if o != "cuda"}
-    who |= {name: _sdpa(BACKENDS[name]) for name in ("default", "efficient")}
-    who |= {"flex": _flex()} if context.compile else {}
-    yield from _cases("bias", f"{b}x{h}x{s}x{d}", 4 * b * h * s * s * d, problem, who)
+def _measured(target: Target, found: Mapping[str, Mapping[str, Any]]) -> tuple[float | None, str]:
+    """The figure, and the fastest rival's name."""
+    ours = _sum(found, target.ours)
+    if ours is None:
+        return None, ""
+    first = found[target.ours[0]]
+    if target.unit == "us":
+        return first["host_us"], ""
+    if target.unit == "TFLOP/s":
+        return first["tflops"], ""
+    if target.unit == "of copy":
+        copy = found.get(COPY)
+        return (first["gbytes"] / copy["gbytes"], "copy") if copy else (None, "")
+    times = {" + ".join(calls): _sum(found, calls) for calls in target.rivals}
+    known = {name: time for name, time in times.items() if time is not None}
+    if not known:
+        return None, ""
+    fastest = min(known, key=lambda name: known[name])
+    return known[fastest] / ours, fastest
 
 
-def six_products(context: Context) -> Iterator[Case]:
-    """The bare products of a feed-forward block, forward and backward, which it cannot beat."""
-    for m, e, f in [(8, 32, 64)] if context.smoke else [(4096, 768, 3072), (24576, 1024, 4096)]:
-
-        def setup(m: int = m, e: int = e, f: int = f) -> Callable[[], object]:
-            x, hidden, w1, w2 = (
-                context.randn(*size, dtype=HALF) for size in ((m, e), (m, f), (f, e), (e, f))
-            )
-            pairs = [(x, w1.T), (hidden, w2.T), (x, w2), (hidden, w1), (hidden.T, x), (x.T, hidden)]
-            return lambda: [a @ b for a, b in pairs]
-
-        shape = f"{m}x{e}x{f}"
-        yield Case("products", "six of cublas", shape, "bfloat16", setup, flops=12 * m * e * f)
+def predictions() -> dict[str, tuple[float, float | None, float]]:
+    """Microseconds, TFLOP/s and share of the roofline by call, from predicted.md."""
+    found = {}
+    for line in PREDICTED.read_text().splitlines():
+        words = [word.strip() for word in line.strip("|").split("|")]
+        if len(words) == 4 and words[1].replace(".", "").isdigit():
+            rate = float(words[2]) if words[2] else None
+            found[words[0]] = float(words[1]), rate, float(words[3])
+    return found
 
 
-def new_lengths(context: Context) -> Iterator[Case]:
-    """Each call has a length that none before it had; host: what that costs the caller."""
-    longest = 24 if context.smoke else 1024
-    for backend in context.ours:
-        if backend == "cuda":
-            continue
-
-        def setup(backend: str = backend) -> Callable[[], object]:
-            q = context.randn(2, 4, longest, 64, dtype=HALF)
-            lengths = itertools.cycle(range(2, longest))
-
-            def call() -> Tensor:
-                part = q[:, :, : next(lengths)]
-                return bk.scaled_dot_product_attention(part, part, part, backend=backend)
-
-            return call
-
-        name = f"bigkernels {backend}"
-        yield Case("new_length", name, f"2x4x2..{longest}x64", "bfloat16", setup, host=True)
+def _predicted(
+    target: Target, known: Mapping[str, tuple[float, float | None, float]]
+) -> float | None:
+    calls = [known[call] for call in target.calls if call in known]
+    if not calls or len(calls) != len(target.calls):
+        return None
+    if target.unit == "TFLOP/s":
+        return calls[0][1]
+    return sum(time * share for time, _, share in calls) / sum(time for time, _, _ in calls)
 
 
-GROUPS: dict[str, Callable[[Context], Iterator[Case]]] = {
-    "varlen": varlen,
-    "bias": bias,
-    "six_products": six_products,
-    "new_lengths": new_lengths,
-}
+def outcomes(record: Mapping[str, Any] | None) -> list[Outcome]:
+    """Of every target; record: None where nothing was measured, as of tiny shapes nothing is."""
+    found = timed(record) if record is not None and not record["smoke"] else {}
+    known = predictions()
+    return [
+        Outcome(target, *_measured(target, found), _predicted(target, known))
+        for target in targets()
+    ]
+
+
+def _figure(value: float, unit: str) -> str:
+    if unit in ("TFLOP/s", "us"):
+        return f"{value:.0f} {unit}" if unit == "TFLOP/s" else f"{value:.1f} us"
+    return f"{value:.2f}x" if unit == "x" else f"{value:.0%} of copy"
+
+
+HEADS = ("target", "wanted", "measured", "fastest rival", "", "predicted")
+
+
+def cells(outcome: Outcome) -> list[str]:
+    """The outcome as a row under HEADS."""
+    target, measured, rival, predicted = outcome
+    sign = "<=" if target.unit == "us" else ">="
+    said = "-"
+    if predicted is not None:
+        rate = target.unit == "TFLOP/s"
+        said = f"{predicted:.0f} TFLOP/s" if rate else f"{predicted:.0%} of the roofline"
+    return [
+        target.name,
+        f"{sign} {_figure(target.wanted, target.unit)}",
+        "-" if measured is None else _figure(measured, target.unit),
+        rival,
+        {True: "met", False: "missed", None: "not measured"}[outcome.met],
+        said,
+    ]
+
+
+def table(found: list[Outcome]) -> str:
+    lines = [list(HEADS), ["---"] * len(HEADS), *map(cells, found)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    record = json.loads(Path(sys.argv[1]).read_text()) if len(sys.argv) > 1 else None
+    print(table(outcomes(record)))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,8 +3,19 @@ that their memory traffic, products, instructions and shared memory could take, 
 
     python benchmarks/predict.py [--write benchmarks/predicted.md] [--only TEXT]
 
-Nothing here was ever measured. A call is emulated on a part of its rows or heads, at full widths, and scaled. Left out:
-latency, waves of programs that do not come out even, launches; ptxas' instructions are not PTX's.
+Nothing here was ever measured. A call is emulated on a part of its rows or heads, at full widths, and scaled. A launch
+of P programs of w warps, of which registers and shared memory (ptxas has compiled them) let a multiprocessor hold c:
+
+    round(r) = r * max(issue / min(1, r * w / 16), tensor, special, shared)    of one program, on one multiprocessor
+    computing = floor(P / 132c) * round(c) + round(ceil((P mod 132c) / 132))
+    moving = max(memory, l2)
+    predicted = max(computing, moving) + min(computing, moving) / (c * stages)
+
+so that the last wave of programs, and warps too few to issue every cycle (one warp issues at most every fourth, the
+latency of an addition), cost what they cost; and that a program, which loads before it computes, overlaps the two only
+with the others of its multiprocessor and with the stages of its loads (counted where there are products, whose loads
+Triton pipelines). memory: each tensor once; l2: each sector as often as tiles load or store it. Kernels that go round
+over rows are launched as one full wave. Left out: latency of memory, launches; instructions are PTX's, not ptxas'.
 """
 
 from __future__ import annotations
@@ -12,32 +23,45 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
+import itertools
 import re
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
+import triton
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import bigkernels as bk
+import predict_cases
+from predict_cases import Case
+
 from bigkernels.ops.attention import triton as attention_drawer
 from bigkernels.ops.ffn import triton_tiles
 from tests.emulator.core import Options, Report
 from tests.emulator.device import emulated
+from tests.static import occupancy
 
 # Of an H100 SXM (NVIDIA's data sheet and tuning guide): 132 multiprocessors at 1.755 GHz, each with 4 warp
 # instructions, 16 special functions, 128 bytes of shared memory a cycle; bytes a second of HBM3, products a second.
-CLOCKS = 132 * 1.755e9
+# Of its L2 cache nothing is published: the 5,120 bytes a cycle of an A100.
+MULTIPROCESSORS = 132
+CLOCKS = MULTIPROCESSORS * 1.755e9
 MEMORY = 3.35e12
+L2 = 5120 * 1.755e9
 PRODUCTS = {"bf16": 989.4e12, "f16": 989.4e12, "tf32": 494.7e12}
+BUSY_WARPS = 16  # that issue every cycle of the four schedulers
+GOING_ROUND = ("layer_norm_backward_kernel", "embedding_backward_kernel")
+# As many partial sums as programs run at once: no share of them is emulated.
+LEFT_OUT = "column_sum_kernel"
 _SHAPE = re.compile(r"\.m(\d+)n(\d+)k(\d+)\.")
 _SPECIAL = ("ex2", "rsqrt", "rcp", "sqrt", "tanh", "lg2", "sin", "cos")
-HALF = torch.bfloat16
 
 
 @dataclasses.dataclass
@@ -45,6 +69,7 @@ class Bounds:
     """Seconds that each of them takes at the published rate."""
 
     memory: float = 0.0
+    l2: float = 0.0
     tensor: float = 0.0
     issue: float = 0.0
     special: float = 0.0
@@ -59,6 +84,31 @@ class Bounds:
         return max(dataclasses.asdict(self).items(), key=lambda pair: pair[1])[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """A counted report, and of the launch its tensors, programs, their warps, shared bytes and stages, and the PTX."""
+
+    report: Report
+    tensors: tuple[Tensor, ...]
+    programs: int = 1
+    warps: int = 4
+    shared: int = 0
+    stages: int = 1
+    ptx: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """blocks: programs that a multiprocessor holds. spilled: bytes a thread."""
+
+    kernel: str
+    bounds: Bounds
+    registers: int
+    spilled: int
+    blocks: int
+    seconds: float
+
+
 def _products(opcode: str) -> tuple[float, float]:
     """Operations of one warp's part of a product, and the rate; zeros of another instruction."""
     shape = _SHAPE.search(opcode)
@@ -67,14 +117,6 @@ def _products(opcode: str) -> tuple[float, float]:
     m, n, k = map(int, shape.groups())
     rate = next((r for name, r in PRODUCTS.items() if f".{name}." in f"{opcode}."), 1.0)
     return 2.0 * m * n * k / (4 if opcode.startswith("wgmma") else 1), rate
-
-
-@dataclasses.dataclass(frozen=True)
-class Launch:
-    """A counted report, and the tensors of the launch."""
-
-    report: Report
-    tensors: tuple[Tensor, ...]
 
 
 def bounds(launch: Launch, scale: float = 1.0, sizes: dict[int, int] | None = None) -> Bounds:
@@ -93,8 +135,60 @@ def bounds(launch: Launch, scale: float = 1.0, sizes: dict[int, int] | None = No
             found.special += scale * 2 * line.executed / CLOCKS
         if line.shared:
             found.shared += scale * line.moved / CLOCKS
+        else:
+            found.l2 += scale * 32 * line.moved / L2
     found.issue = scale * launch.report.instructions / (4 * CLOCKS)
     return found
+
+
+@functools.lru_cache(maxsize=256)
+def compiled(ptx: str, architecture: str = "sm_90a") -> tuple[int, int]:
+    """(registers of a thread, bytes that it spills), as Triton's ptxas says."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        ptxas = triton.knobs.nvidia.ptxas.path
+        command = [ptxas, "-v", f"--gpu-name={architecture}", file.name, "-o", "/dev/null"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers, spilled = (
+        re.search(text, said) for text in (r"Used (\d+) registers", r"(\d+) bytes spill stores")
+    )
+    assert registers is not None and spilled is not None, said
+    return int(registers[1]), int(spilled[1])
+
+
+def computing(found: Bounds, programs: int, warps: int, blocks: int) -> float:
+    """Seconds of P programs: waves of as many as run at once, and what is left."""
+
+    def lasting(at_once: int) -> float:
+        issue = found.issue / min(1.0, at_once * warps / BUSY_WARPS)
+        slowest = max(issue, found.tensor, found.special, found.shared)
+        return at_once * slowest * MULTIPROCESSORS / programs
+
+    waves, rest = divmod(programs, MULTIPROCESSORS * blocks)
+    return waves * lasting(blocks) + (lasting(-(-rest // MULTIPROCESSORS)) if rest else 0.0)
+
+
+def predicted(
+    launch: Launch, scale: float = 1.0, sizes: dict[int, int] | None = None
+) -> Prediction:
+    """What a launch of the whole takes, of which the share was emulated."""
+    found = bounds(launch, scale, sizes)
+    registers, spilled = compiled(launch.ptx)
+    blocks = max(1, occupancy.cuda("90", launch.warps, registers, launch.shared))
+    programs = max(1, round(launch.programs * scale))
+    if launch.report.kernel in GOING_ROUND:
+        programs = MULTIPROCESSORS * blocks
+    parts = (
+        computing(found, programs, launch.warps, blocks),
+        max(found.memory, found.l2),
+    )
+    overlapped = blocks * (launch.stages if found.tensor else 1)
+    seconds = max(parts) + min(parts) / overlapped
+    return Prediction(launch.report.kernel, found, registers, spilled, blocks, seconds)
+
+
+_DEVICES = itertools.count(1000)
 
 
 @contextlib.contextmanager
@@ -108,85 +202,21 @@ def counting(device: int = 90) -> Iterator[list[Launch]]:
             def __call__(self, *given: Any) -> None:
                 super().__call__(*given)
                 tensors = {v.data_ptr(): v for v in given[9:] if isinstance(v, Tensor)}
-                launches.append(Launch(emulation.reports[-1], tuple(tensors.values())))
+                made = self.metadata
+                programs = given[0] * given[1] * given[2]
+                form = (programs, made.num_warps, made.shared, made.num_stages, given[4].ptx)
+                launches.append(Launch(emulation.reports[-1], tuple(tensors.values()), *form))
 
-        emulation.get_current_device = lambda: 1000 + device  # type: ignore[attr-defined]
+        # A kernel keeps its launcher: none that notes elsewhere is to be found.
+        mine = next(_DEVICES)
+        emulation.get_current_device = lambda: mine  # type: ignore[attr-defined]
         emulation.launcher_cls = Noting  # type: ignore[attr-defined]
         yield launches
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """What is emulated, how much of it there is, and what is differentiated, if that is what counts."""
-
-    name: str
-    scale: float
-    call: Callable[[], Tensor]
-    wrt: tuple[Tensor, ...] = ()
-    sizes: dict[int, int] | None = None
-
-    def launches(self, so_far: list[Launch]) -> list[Launch]:
-        so_far.clear()
-        out = self.call()
-        if self.wrt:
-            so_far.clear()
-            torch.autograd.grad(out, self.wrt, torch.ones_like(out))
-        return list(so_far)
-
-
-def _draw(*shape: int) -> Tensor:
-    return torch.randn(shape).to(HALF).requires_grad_()
-
-
-def _attention(heads: int, length: int, dim: int) -> Iterator[Case]:
-    """(heads, length, dim) of all samples together; one head is emulated."""
-    q, k, v = (_draw(1, 1, length, dim) for _ in range(3))
-
-    def call() -> Tensor:
-        return bk.scaled_dot_product_attention(q, k, v, backend="triton")
-
-    name = f"attention {heads} heads of {length}, head_dim {dim}"
-    yield Case(f"{name}, forward", heads, call)
-    yield Case(f"{name}, backward", heads, call, (q, k, v))
-
-
-def _rows(m: int, n: int) -> Iterator[Case]:
-    some = 64
-    x, residual, weight, bias = _draw(some, n), _draw(some, n), _draw(n), _draw(n)
-
-    def call() -> Tensor:
-        return bk.add_layer_norm(x, residual, weight, bias, backend="triton")  # type: ignore[no-any-return]
-
-    yield Case(f"add_layer_norm ({m}, {n}), forward", m / some, call)
-    yield Case(f"add_layer_norm ({m}, {n}), backward", m / some, call, (x, residual, weight, bias))
-
-
-def _ffn(m: int, e: int, f: int) -> Iterator[Case]:
-    """One tile of the plane of hidden, whole sums; the kernels alone, without torch's four products."""
-    rows, columns = 128, 256
-    x, up, bias, down = _draw(rows, e), _draw(columns, e), _draw(columns), _draw(e, columns)
-
-    def call() -> Tensor:
-        return bk.feed_forward(x, up, bias, down, None, backend="triton")
-
-    share, sizes = m / rows * f / columns, {rows: m, columns: f}
-    yield Case(f"ffn ({m}, {e}) by {f}, forward", share, call, (), sizes)
-    yield Case(f"ffn ({m}, {e}) by {f}, backward", share, call, (x, up, bias, down), sizes)
-
-
-def cases() -> Iterator[Case]:
-    """Of BERT-base and BERT-large: 64 samples of 128 tokens, 32 of 512."""
-    yield from _attention(64 * 12, 128, 64)
-    yield from _attention(32 * 16, 512, 64)
-    yield from _rows(8192, 768)
-    yield from _rows(16384, 1024)
-    yield from _ffn(8192, 768, 3072)
-    yield from _ffn(16384, 1024, 4096)
-
-
-def rows(only: str = "") -> Iterator[tuple[str, Bounds]]:
-    """Of each case and kernel: its name and bounds."""
-    # The part of a plane that is emulated is cut as the whole would be.
+@contextlib.contextmanager
+def as_the_whole() -> Iterator[list[Launch]]:
+    """As counting: and the part of a plane or batch that is emulated is cut as the whole would be."""
     triton_tiles.choose.cache_clear()
     patch = mock.patch.object
     with (
@@ -194,26 +224,51 @@ def rows(only: str = "") -> Iterator[tuple[str, Bounds]]:
         patch(attention_drawer, "_fills", lambda call: True),
         counting() as so_far,
     ):
-        for case in cases():
-            for launch in case.launches(so_far) if only in case.name else ():
-                if launch.report.kernel == "column_sum_kernel":
-                    continue  # as many partial sums as programs run at once: no share of them is emulated
-                name = f"{case.name} | {launch.report.kernel}"
-                yield name, bounds(launch, case.scale, case.sizes)
+        yield so_far
     triton_tiles.choose.cache_clear()
+
+
+def rows(only: str = "") -> Iterator[tuple[Case, list[Prediction]]]:
+    """Of each case: its launches."""
+    with as_the_whole() as so_far:
+        for case in predict_cases.cases():
+            if only in case.name:
+                run = case.setup()
+                so_far.clear()
+                run()
+                kept = [x for x in so_far if x.report.kernel != LEFT_OUT]
+                yield case, [predicted(launch, case.scale, case.sizes) for launch in kept]
 
 
 HEAD = """# Predicted times of the Triton kernels on an H100 SXM
 
 Predicted from emulation, never measured. `python benchmarks/predict.py --write benchmarks/predicted.md` counts what the
-PTX for sm_90 executes on the emulated device and divides by published rates. The largest column is the least time that
-a launch can take, and its bound; a GPU is slower by what does not overlap. Memory has every tensor once. Left out: the
-L2 cache, and what asynchronous copies write to shared memory, which the emulator does not count. bfloat16;
-microseconds. `benchmarks/gpu.sh` measures the same operations where a GPU is.
-
-| call | kernel | memory | tensor | issue | special | shared | predicted | bound |
-| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |
+PTX for sm_90 executes on the emulated device and divides by published rates; its docstring has the formula. The largest
+column of a kernel is the least time that it can take, and its bound; predicted adds waves of programs that do not come
+out even, warps too few to issue every cycle, and what too few programs at once on a multiprocessor do not overlap. The
+roofline is the products that are asked for, or the tensors of the kernel that has most. Left out: torch's own products
+and copies, sums of partial sums, latency of memory, and what asynchronous copies write to shared memory. bfloat16;
+microseconds. `benchmarks/gpu.sh` measures the same calls where a GPU is.
 """
+CALLS = "| call | predicted | TFLOP/s | share of the roofline |\n| --- | ---: | ---: | ---: |\n"
+KERNELS = (
+    "| call | kernel | memory | l2 | tensor | issue | special | shared | registers | at once | predicted | bound |\n"
+    "| --- | --- |" + " ---: |" * 9 + " --- |\n"
+)
+
+
+def call_line(case: Case, launches: list[Prediction]) -> str:
+    seconds = sum(x.seconds for x in launches)
+    memory = max(x.bounds.memory for x in launches)
+    roof = max(memory, case.flops / PRODUCTS["bf16"])
+    rate = f"{case.flops / seconds / 1e12:.0f}" if case.flops else ""
+    return f"| {case.name} | {1e6 * seconds:.1f} | {rate} | {roof / seconds:.2f} |"
+
+
+def kernel_line(case: Case, x: Prediction) -> str:
+    columns = [f"{1e6 * value:.1f}" for value in dataclasses.astuple(x.bounds)]
+    columns += [str(x.registers), str(x.blocks), f"{1e6 * x.seconds:.1f}", x.bounds.name]
+    return f"| {case.name} | {x.kernel} | {' | '.join(columns)} |"
 
 
 def main() -> None:
@@ -221,15 +276,15 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="the table's file")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     arguments = parser.parse_args()
-    lines: list[str] = []
-    for name, found in rows(arguments.only):
-        columns: list[Any] = [f"{1e6 * value:.1f}" for value in dataclasses.astuple(found)]
-        lines.append(
-            f"| {' | '.join([name, *columns])} | {1e6 * found.seconds:.1f} | {found.name} |"
-        )
-        print(lines[-1], flush=True)
+    calls: list[str] = []
+    kernels: list[str] = []
+    for case, launches in rows(arguments.only):
+        calls.append(call_line(case, launches))
+        kernels += [kernel_line(case, launch) for launch in launches]
+        print(calls[-1], *kernels[len(kernels) - len(launches) :], sep="\n", flush=True)
     if arguments.write:
-        arguments.write.write_text(HEAD + "\n".join(lines) + "\n")
+        tables = (CALLS + "\n".join(calls), KERNELS + "\n".join(kernels))
+        arguments.write.write_text("\n".join((HEAD, *tables)) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,165 +1,218 @@
-"""Fills the table from which the feed-forward drawer takes its tiles: times every candidate, keeps the fastest.
+"""Fills the table from which the Triton drawers take their tiles: times every candidate, keeps the fastest.
 
-    python benchmarks/tune.py [--rehearse] [--write FILE]
+    python benchmarks/tune.py [--rehearse] [--only OP] [--seconds N] [--write FILE]
 
-Where a GPU is, its rows are replaced, their source "measured" and on what; run `make static-gate` afterwards, which
-compiles every row, before the table is committed. --rehearse goes the same way on the emulated device, with small
-shapes: the least predicted time wins (predict.py), and its rows say "predicted". Nothing is tuned while a model runs.
+tune_choices.py has what each room can choose from. Where a GPU is, each candidate's kernel is timed alone, behind a
+flushed cache; the fastest is kept if every configuration of it that ships compiles without spills (tests/static), and
+if it is faster than the table's by more than the noise. Its row says "measured on" and the GPU. `make static-gate
+ARGS=--update` then makes the gate's table, before both are committed. --rehearse goes the same way on the emulated
+device, with small shapes: the least predicted time wins (predict.py has the formula), and rows say "predicted". Each
+room has its share of the time, the first what matters most. Nothing is tuned while a model runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
+import functools
+import importlib
 import json
+import os
+import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import predict
+from tune_choices import Choice, Made, Tile, choices
 
-import bigkernels as bk
-from bigkernels.ops import triton_launch
-from bigkernels.ops.ffn import triton_tiles
-from bigkernels.ops.ffn.triton_tiles import Tile
+from bigkernels import backends
+from bigkernels.ops import triton_launch, triton_table
 
-HALF = torch.bfloat16
-# What fits the registers and shared memory of sm_80 and sm_90 without spills, by `make static-gate`.
-CANDIDATES = {
-    "large": (
-        Tile(128, 256, 64, 8, 3),
-        Tile(128, 128, 64, 8, 3),
-        Tile(128, 64, 64, 8, 3),
-        Tile(64, 64, 64, 4, 3),
-    ),
-    "small": (Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 3)),
-}
-DIRECTIONS = ("forward", "gated", "backward")
-KERNELS = {"forward": "ffn_forward_kernel", "gated": "ffn_forward_kernel"}
-# (rows, E, F) of the planes that stand for a size: of BERT-large, and of one short sample.
-PLANES = {"large": (16384, 1024, 4096), "small": (128, 768, 3072)}
-REHEARSED = (128, 64, 256)
+# What is not faster by more than this is not faster.
+NOISE = 0.02
+SAMPLES = 20
+Seconds = Callable[[Choice, str, str], float]
 
 
-def _call(
-    plane: tuple[int, int, int], direction: str, device: str
-) -> tuple[Callable[[], Tensor], tuple[Tensor, ...]]:
-    """A call whose forward, or whose backward, launches the direction's kernel."""
-    m, e, f = plane
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, device=device).to(HALF).requires_grad_(direction == "backward")
-
-    x, up, down = draw(m, e), draw(f, e), draw(e, f)
-    gate = draw(f, e) if direction == "gated" else None
-
-    def call() -> Tensor:
-        return bk.feed_forward(x, up, None, down, None, weight_gate=gate, backend="triton")
-
-    return call, (x, up, down) if direction == "backward" else ()
-
-
-def _on_gpu(direction: str, size: str) -> float:
-    """Seconds of a call, of the whole operation: what else is in it is the same for every candidate."""
-    call, wrt = _call(PLANES[size], direction, "cuda")
-
-    def once() -> None:
-        out = call()
-        if wrt:
-            torch.autograd.grad(out, wrt, torch.ones_like(out))
-
-    once()
-    best = float("inf")
-    for _ in range(20):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        once()
-        end.record()
-        end.synchronize()
-        best = min(best, start.elapsed_time(end) / 1000)
-    return best
-
-
-def _predicted(so_far: list[predict.Launch], direction: str) -> float:
-    """Seconds that the kernel alone is predicted to take on a small plane."""
-    call, wrt = _call(REHEARSED, direction, "cpu")
-    wanted = KERNELS.get(direction, "ffn_backward_kernel")
-    launches = predict.Case(direction, 1.0, call, wrt).launches(so_far)
-    return sum(predict.bounds(x).seconds for x in launches if x.report.kernel == wanted)
+def forget() -> None:
+    """What drawers remember of the table's tiles and of launches with them."""
+    modules = [m for name, m in sys.modules.items() if name.startswith("bigkernels.ops")]
+    for value in [value for module in modules for value in vars(module).values()]:
+        if isinstance(value, backends.Remembered):
+            value.clear()
+        elif value is not triton_table.table and hasattr(value, "cache_clear"):
+            value.cache_clear()
 
 
 @contextlib.contextmanager
-def _tile(key: tuple[str, str], tile: Tile) -> Iterator[None]:
-    """Inside, every plane of this architecture and direction is cut into this tile."""
-    before = dict(triton_tiles.TILES)
-    triton_tiles.TILES.update({(*key, size): tile for size in PLANES})
-    triton_tiles.choose.cache_clear()
-    try:
+def trying(key: triton_table.Key, tile: Tile) -> Iterator[None]:
+    """Inside, the table has this tile for this key."""
+    forget()
+    with mock.patch.dict(triton_table.table(), {key: tile}):  # type: ignore[arg-type]
         yield
-    finally:
-        triton_tiles.TILES.update(before)
-        triton_tiles.choose.cache_clear()
+    forget()
+
+
+def _run(made: Made) -> None:
+    """The call, with its backward where that counts."""
+    if made.wrt:
+        out: Any = made.call()
+        torch.autograd.grad(out, made.wrt, torch.ones_like(out))
+    else:
+        with torch.no_grad():
+            made.call()
+
+
+def on_gpu(choice: Choice, dtype: str, bucket: str) -> float:
+    """Seconds of the kernel's launches in a call, repeated with nothing else."""
+    from gpu_peers import FLUSH_BYTES, sample_cuda
+
+    noted: list[Callable[[], object]] = []
+    launch = triton_launch.launch
+
+    def noting(kernel: Any, *given: Any, **constants: Any) -> Any:
+        if kernel.__name__ == choice.kernel:
+            noted.append(functools.partial(launch, kernel, *given, **constants))
+        return launch(kernel, *given, **constants)
+
+    with mock.patch.object(triton_launch, "launch", noting):
+        _run(choice.call(dtype, bucket, "cuda", False))
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    return statistics.median(sample_cuda(lambda: [again() for again in noted], SAMPLES, flush))
+
+
+def predicted(choice: Choice, dtype: str, bucket: str) -> float:
+    """Seconds that the kernel is predicted to take; endless where it spills."""
+    made = choice.call(dtype, bucket, "cpu", True)
+    with predict.as_the_whole() as launches:
+        _run(made)
+    mine = [x for x in launches if x.report.kernel == choice.kernel]
+    assert mine, f"the call of {choice.op} does not launch {choice.kernel}"
+    found = [predict.predicted(x, made.parts, made.sizes) for x in mine]
+    return float("inf") if any(x.spilled for x in found) else sum(x.seconds for x in found)
+
+
+def faults(room: str, key: triton_table.Key, tile: Tile) -> list[str]:
+    """What the static gate says of every configuration of a room in which this tile would be launched."""
+    from tests.static import row, triton_kernels
+
+    architecture, known = key[1], row.load()
+    module = importlib.import_module(f"tests.static.triton_{room}")
+
+    def shipped() -> dict[str, Any]:
+        return {c.name: c for c in module.configurations() if architecture in c.architectures}
+
+    before = shipped()
+    with trying(key, tile):
+        now = shipped()
+
+    def check(name: str) -> list[str]:
+        configuration, old = now[name], before.get(name)
+        same = old and (old.constants, old.options) == (
+            configuration.constants,
+            configuration.options,
+        )
+        made = known.get((name, architecture))
+        if same or (made and made.holds(configuration.digest(architecture))):
+            return []
+        return [
+            f"{name}: {fault}" for fault in triton_kernels.checked(configuration, architecture)[1]
+        ]
+
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return [fault for found in pool.map(check, now) for fault in found]
+
+
+def _timed(
+    choice: Choice, key: triton_table.Key, seconds: Seconds, until: float
+) -> list[tuple[float, Tile]]:
+    """Those candidates that ran before the time was over, the fastest first; the table's own always."""
+    from triton.runtime.errors import OutOfResources
+
+    _, architecture, dtype, bucket = key
+    own = dict(triton_table.table()[key])
+    others = [t for t in choice.candidates(architecture, dtype, bucket) if t != own]
+    found: list[tuple[float, Tile]] = []
+    for tile in (own, *others):
+        if tile != own and time.monotonic() > until:
+            print(f"{' '.join(key)}: out of time, {len(found)} of {len(others) + 1} tried")
+            break
+        with trying(key, tile), contextlib.suppress(OutOfResources):
+            found.append((seconds(choice, dtype, bucket), tile))
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def _row(choice: Choice, key: triton_table.Key, found: list[tuple[float, Tile]]) -> Tile:
+    """The fastest tile without faults, and the table's own if nothing is faster than that."""
+    own = dict(triton_table.table()[key])
+    standing = next((seconds for seconds, tile in found if tile == own), float("inf"))
+    for seconds, tile in found:
+        if seconds >= (1 - NOISE) * standing:
+            break
+        wrong = faults(choice.room, key, tile)
+        if not wrong:
+            return tile
+        print(f"{' '.join(key)} {tile}: left out: {wrong[0]}")
+    return own
 
 
 def tune(
-    architecture: str,
-    seconds: Callable[[str, str], float],
-    source: str,
-    directions: tuple[str, ...] = DIRECTIONS,
+    architecture: str, seconds: Seconds, source: str, wanted: list[Choice], limit: float
 ) -> Iterator[dict[str, Any]]:
-    """The table's rows of one architecture."""
-    for direction in directions:
-        for size, candidates in CANDIDATES.items():
-            found = {}
-            for tile in candidates:
-                with _tile((architecture, direction), tile), contextlib.suppress(_refusals()):
-                    found[tile] = seconds(direction, size)
-            for tile, value in sorted(found.items(), key=lambda pair: pair[1]):
-                print(f"{architecture} {direction} {size} {tuple(tile)}: {1e6 * value:.4f} us")
-            best = min(found, key=lambda tile: found[tile])
-            yield {
-                **{"op": f"ffn_{direction}", "architecture": architecture, "dtype": "16 bit"},
-                **{"size": size, "tile": list(best), "source": source},
-            }
-
-
-def _refusals() -> type[Exception]:
-    """What a tile raises that does not fit the device."""
-    from triton.runtime.errors import OutOfResources
-
-    return OutOfResources  # type: ignore[no-any-return]
+    """The table's rows of one architecture. limit: seconds of all, of which each op has an equal share, and those
+    behind it what it leaves."""
+    start = time.monotonic()
+    for place, choice in enumerate(wanted):
+        now = time.monotonic()
+        until = now + (start + limit - now) / (len(wanted) - place)
+        for dtype in choice.dtypes:
+            for bucket in choice.buckets:
+                if time.monotonic() > until:
+                    break
+                key = (choice.op, architecture, dtype, bucket)
+                found = _timed(choice, key, seconds, until)
+                for value, tile in found:
+                    print(f"{' '.join(key)} {tile}: {1e6 * value:.2f} us", flush=True)
+                names = dict(zip(("op", "architecture", "dtype", "bucket"), key, strict=True))
+                yield {**names, "tile": _row(choice, key, found), "source": source}
 
 
 def merged(table: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The table with these rows instead of its own."""
-    names = ("op", "architecture", "dtype", "size")
+    """The table with these rows instead of its own for the same key, or behind those of their op."""
+    names = ("op", "architecture", "dtype", "bucket")
     new = {tuple(row[n] for n in names): row for row in rows}
-    return [new.get(tuple(row[n] for n in names), row) for row in table]
+    kept = [new.pop(tuple(row[n] for n in names), row) for row in table]
+    ops = list(dict.fromkeys(row["op"] for row in table))
+    return sorted([*kept, *new.values()], key=lambda row: ops.index(row["op"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rehearse", action="store_true", help="on the emulated device")
-    parser.add_argument("--only", choices=DIRECTIONS, help="this direction alone")
+    parser.add_argument("--only", default="", help="ops whose name contains this")
+    parser.add_argument("--seconds", type=float, default=120.0, help="for all ops together")
     parser.add_argument("--write", type=Path, help="the new table; without it nothing is written")
     arguments = parser.parse_args()
-    ways = (arguments.only,) if arguments.only else DIRECTIONS
+    wanted = [choice for choice in choices() if arguments.only in choice.op]
     if arguments.rehearse:
-        with predict.counting() as so_far:
-            rows = list(tune("sm_90", lambda way, size: _predicted(so_far, way), "predicted", ways))
+        rows = list(tune("sm_90", predicted, "predicted", wanted, arguments.seconds))
     elif torch.cuda.is_available():
         source = f"measured on {torch.cuda.get_device_name()}"
-        rows = list(tune(triton_launch.architecture(torch.device("cuda")), _on_gpu, source, ways))
+        architecture = triton_launch.architecture(torch.device("cuda"))
+        rows = list(tune(architecture, on_gpu, source, wanted, arguments.seconds))
     else:
         sys.exit("no CUDA device: --rehearse goes the same way on the emulated one")
-    table = merged(json.loads(triton_tiles.TABLE.read_text()), rows)
     if arguments.write:
+        table = merged(json.loads(triton_table.TABLE.read_text()), rows)
         lines = ",\n".join(f" {json.dumps(row)}" for row in table)
         arguments.write.write_text(f"[\n{lines}\n]\n")
 

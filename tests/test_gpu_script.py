@@ -114,7 +114,7 @@ def test_gpu_script_passes_its_rehearsal(part, tmp_path) -> None:
     for step in (
         ("machine", "build", "smoke", "conformance", "tests", "checks", "planted")
         if part == "1"
-        else ("peers", "tune")
+        else ("peers", "targets", "tune")
     ):
         assert f"{step}: ok" in summary
     assert f"part {part}: " in summary

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from bigkernels.backends import Remembered
 from bigkernels.library import IMPLEMENTATIONS, LIBRARY
+from bigkernels.ops import triton_table
+from bigkernels.ops.triton_table import RowTile
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # What persistent kernels are launched for where no GPU is: enough programs to have partial sums.
@@ -91,24 +93,17 @@ def multiprocessors(device: torch.device) -> int:
     return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
 
 
-# Kernels that go round over rows run 16 warps a multiprocessor: they may have all of its 65,536 registers.
-# Said aloud, because ptxas otherwise spills two of them here and there to fit a warp more.
-BACKWARD_WARPS, BACKWARD_REGISTERS = 16, 128
+_REGISTERS = 65536  # of a multiprocessor
 
 
-@functools.cache
-def row_tile(n: int, elements_per_thread: int) -> tuple[int, int, int]:
-    """(BLOCK_M, BLOCK_N, num_warps) for whole rows of n columns: a function of n alone, so that a row's
-    statistics do not depend on how many rows come with it."""
-    block_n = max(16, 1 << (n - 1).bit_length())
-    block_m = max(1, 1024 // block_n)
-    warps = block_m * block_n // (32 * elements_per_thread)
-    return block_m, block_n, min(16, max(4, warps))
+def row_programs(device: torch.device, row_blocks: int, tile: RowTile) -> int:
+    """Programs that go round over rows, as many as run at once: each makes one partial sum.
 
-
-def row_programs(device: torch.device, row_blocks: int, num_warps: int) -> int:
-    """Programs that go round over rows, as many as run at once: each makes one partial sum."""
-    at_once = BACKWARD_WARPS // num_warps if device.type == "cuda" else 1
+    They may have all registers, which is said aloud (`maxnreg`), because ptxas otherwise spills two here and there to
+    fit a warp more.
+    """
+    assert tile.registers is not None
+    at_once = _REGISTERS // (32 * tile.registers * tile.num_warps) if device.type == "cuda" else 1
     return min(row_blocks, multiprocessors(device) * at_once)
 
 
@@ -323,8 +318,6 @@ class Dropout(NamedTuple):
 NO_DROPOUT = Dropout()
 
 
-# Rows and columns of one program of column_sums.
-COLUMN_SUM_TILE = (64, 32)
 _COLUMN_SUMS = Replays()
 
 
@@ -341,11 +334,12 @@ def column_sums(partials: list[Tensor | None], dtype: torch.dtype) -> list[Tenso
         key = (count, n, len(partials), dtype, *map(kind, partials))
         known = _COLUMN_SUMS.get(key)
         if known is None or not replay(known[0], *pointers):
-            block_m, block_n = COLUMN_SUM_TILE
-            grid = (-(-n // block_n), len(partials))
-            tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": 4}
+            tile = triton_table.tile("column_sum", architecture(given[0].device), torch.float32)
+            form = {"BLOCK_M": tile["block_m"], "BLOCK_N": tile["block_n"]}
+            form["num_warps"] = tile["num_warps"]
+            grid = (-(-n // tile["block_n"]), len(partials))
             _COLUMN_SUMS.keep_plain(
-                key, launch(column_sum_kernel, grid, *pointers, count, n, **tile)
+                key, launch(column_sum_kernel, grid, *pointers, count, n, **form)
             )
     return totals
 

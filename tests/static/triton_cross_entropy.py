@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
+from bigkernels.ops import triton_table
 from bigkernels.ops.cross_entropy import triton as drawer
 from bigkernels.ops.cross_entropy import triton_kernels as kernels
-from tests.static.triton_kernels import Configuration
+from tests.static.triton_kernels import DTYPES, TARGETS, Configuration
 
 TYPES = {
     **dict.fromkeys(("loss_ptr", "lse_ptr", "rows_ptr"), "*fp32"),
@@ -24,26 +26,29 @@ def configurations() -> Iterator[Configuration]:
         "forward": kernels.cross_entropy_forward_kernel,
         "backward": kernels.cross_entropy_backward_kernel,
     }
-    for classes in CLASSES:
-        block, num_warps = drawer.tile(classes)
-        for direction, kernel in directions.items():
-            for dtype in ("bf16", "fp32"):
-                for smoothing in (False, True):
-                    yield Configuration(
-                        f"triton cross_entropy {direction}{' smoothing' if smoothing else ''} "
-                        f"{classes} {dtype}",
-                        kernel,
-                        {**dict.fromkeys(kernel.arg_names, f"*{dtype}"), **TYPES},
-                        {"SMOOTHING": smoothing, "BLOCK": block},
-                        {"num_warps": num_warps},
-                        divisible=("V",),
-                    )
+    kinds = itertools.product(CLASSES, directions.items(), ("bf16", "fp32"), TARGETS)
+    for classes, (direction, kernel), dtype, arch in kinds:
+        op = f"cross_entropy_{direction}"
+        block, num_warps = drawer.tile(op, arch, DTYPES[dtype], classes)
+        for smoothing in (False, True):
+            yield Configuration(
+                f"triton cross_entropy {direction}{' smoothing' if smoothing else ''} "
+                f"{classes} {dtype}",
+                kernel,
+                {**dict.fromkeys(kernel.arg_names, f"*{dtype}"), **TYPES},
+                {"SMOOTHING": smoothing, "BLOCK": block},
+                {"num_warps": num_warps},
+                divisible=("V",),
+                architectures=(arch,),
+            )
     kernel = kernels.cross_entropy_reduce_kernel
-    for dtype in ("bf16", "fp32"):
+    for dtype, arch in itertools.product(("bf16", "fp32"), TARGETS):
+        tile = triton_table.tile("cross_entropy_reduce", arch, DTYPES[dtype])
         yield Configuration(
             f"triton cross_entropy reduce {dtype}",
             kernel,
             {**dict.fromkeys(kernel.arg_names, f"*{dtype}"), **TYPES},
-            {"BLOCK": drawer.REDUCE_BLOCK},
-            {"num_warps": drawer.REDUCE_WARPS},
+            {"BLOCK": tile["block"]},
+            {"num_warps": tile["num_warps"]},
+            architectures=(arch,),
         )

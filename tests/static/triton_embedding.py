@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
-from bigkernels.ops import triton_launch
+from bigkernels.ops import triton_table
 from bigkernels.ops.embedding import triton as drawer
 from bigkernels.ops.embedding import triton_kernels as kernels
-from tests.static.triton_kernels import Configuration
+from tests.static.triton_kernels import DTYPES, TARGETS, Configuration
 
 TYPES = {
     **dict.fromkeys(("seed_ptr", "offset_ptr", "row_ids_ptr"), "*i64"),
@@ -25,44 +26,41 @@ WIDTHS = tuple(1 << power for power in range(4, 13))
 VARIANTS = {"": (), " places": ("position_ids_ptr", "row_ids_ptr")}
 
 
-def _row_kernels(n: int) -> Iterator[tuple[str, object, dict[str, object], dict[str, int]]]:
-    block_m, block_n, num_warps = triton_launch.row_tile(n, drawer.FORWARD_ELEMENTS)
-    constants = {"DROPOUT": True, "BLOCK_M": block_m, "BLOCK_N": block_n}
-    yield "forward", kernels.embedding_forward_kernel, constants, {"num_warps": num_warps}
-    block_m, block_n, num_warps = triton_launch.row_tile(n, drawer.BACKWARD_ELEMENTS)
-    options = {"num_warps": num_warps, "maxnreg": triton_launch.BACKWARD_REGISTERS}
-    constants = {"DROPOUT": True, "BLOCK_M": block_m, "BLOCK_N": block_n}
-    yield "backward", kernels.embedding_backward_kernel, constants, options
+def _row_kernel(direction: str, variant: str, n: int, dtype: str, arch: str) -> Configuration:
+    kernel = getattr(kernels, f"embedding_{direction}_kernel")
+    tile = triton_table.row_tile(f"embedding_{direction}", arch, DTYPES[dtype], n)
+    constants = {"DROPOUT": True, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    return Configuration(
+        f"triton embedding {direction}{variant} {n} {dtype}",
+        kernel,
+        {**dict.fromkeys(kernel.arg_names, f"*{dtype}"), **TYPES},
+        constants | dict.fromkeys(VARIANTS[variant]),
+        tile.options(),
+        divisible=("N",),
+        promises=("wide load",),
+        architectures=(arch,),
+    )
 
 
 def configurations() -> Iterator[Configuration]:
-    for n in WIDTHS:
-        for name, kernel, constants, options in _row_kernels(n):
-            dtypes = ("bf16", "fp32") if n != 1024 else ("fp16", "bf16", "fp32")
-            kinds = [("", dtype) for dtype in dtypes] + [(" places", "bf16")]
-            for variant, dtype in kinds:
-                yield Configuration(
-                    f"triton embedding {name}{variant} {n} {dtype}",
-                    kernel,
-                    {**dict.fromkeys(kernel.arg_names, f"*{dtype}"), **TYPES},
-                    constants | dict.fromkeys(VARIANTS[variant]),
-                    options,
-                    divisible=("N",),
-                    promises=("wide load",),
-                )
+    for arch, n, direction in itertools.product(TARGETS, WIDTHS, ("forward", "backward")):
+        for dtype in ("bf16", "fp32") if n != 1024 else ("fp16", "bf16", "fp32"):
+            yield _row_kernel(direction, "", n, dtype, arch)
+        yield _row_kernel(direction, " places", n, "bf16", arch)
     kernel = kernels.embedding_scatter_kernel
-    block_m, block_n = drawer.SCATTER_TILE
     ordered: dict[str, tuple[str, ...]] = {"": (), " places": ("order_ptr", "starts_ptr")}
-    for shares in (1, drawer.MOST_SPLITS):
-        kinds = [(variant, "fp32") for variant in ordered] + [("", "bf16")] * (shares == 1)
-        for variant, dtype in kinds:
-            yield Configuration(
-                f"triton embedding scatter{variant} {shares} {dtype}",
-                kernel,
-                {**dict.fromkeys(kernel.arg_names, f"*{dtype}"), **TYPES},
-                {"SPLITS": shares, "BLOCK_M": block_m, "BLOCK_N": block_n}
-                | dict.fromkeys(ordered[variant]),
-                {"num_warps": 4},
-                divisible=("N",),
-                promises=("wide load",),
-            )
+    shares = (1, drawer.MOST_SPLITS)
+    kinds = [*itertools.product(ordered, shares, ("fp32",)), ("", 1, "bf16")]
+    for arch, (variant, count, dtype) in itertools.product(TARGETS, kinds):
+        tile = triton_table.tile("embedding_scatter", arch, DTYPES[dtype])
+        yield Configuration(
+            f"triton embedding scatter{variant} {count} {dtype}",
+            kernel,
+            {**dict.fromkeys(kernel.arg_names, f"*{dtype}"), **TYPES},
+            {"SPLITS": count, "BLOCK_M": tile["block_m"], "BLOCK_N": tile["block_n"]}
+            | dict.fromkeys(ordered[variant]),
+            {"num_warps": tile["num_warps"]},
+            divisible=("N",),
+            promises=("wide load",),
+            architectures=(arch,),
+        )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from bigkernels.ops.ffn import triton_kernels as kernels
 from bigkernels.ops.ffn import triton_tiles
-from tests.static.triton_kernels import TARGETS, Configuration
+from tests.static.triton_kernels import DTYPES, TARGETS, Configuration
 
 TYPES = {
     **dict.fromkeys(("seed_ptr", "offset_ptr", "row_ids_ptr"), "*i64"),
@@ -31,7 +29,6 @@ VARIANTS = (
     ("fp32", "ieee", "gelu", False),
     ("fp32", "ieee", "silu", True),
 )
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def configurations() -> Iterator[Configuration]:

@@ -16,6 +16,7 @@ import re
 import tempfile
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -29,6 +30,8 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +95,12 @@ def _share(counts: collections.Counter[str], kind: str) -> int:
 
 def compiled(name: str, arch: str) -> tuple[Row, list[str]]:
     """The row of a configuration, and what is wrong with its code whatever the table says."""
-    configuration, target = configurations()[name, arch], TARGETS[arch]
+    return checked(configurations()[name, arch], arch)
+
+
+def checked(configuration: Configuration, arch: str) -> tuple[Row, list[str]]:
+    """As compiled, of a configuration that need not be shipped."""
+    target = TARGETS[arch]
     built = triton.compile(
         configuration.source(), target=target, options=configuration.options_for(target)
     )
@@ -105,7 +113,7 @@ def compiled(name: str, arch: str) -> tuple[Row, list[str]]:
     else:
         blocks = occupancy.gfx942(warps, found.registers, shared)
     row = Row(
-        kernel=name,
+        kernel=configuration.name,
         arch=arch,
         registers=found.registers,
         shared=shared,

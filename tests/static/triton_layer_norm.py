@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
-from bigkernels.ops import triton_launch
+from bigkernels.ops import triton_table
 from bigkernels.ops.layer_norm import triton as drawer
 from bigkernels.ops.layer_norm import triton_kernels as kernels
-from tests.static.triton_kernels import Configuration
+from tests.static.triton_kernels import DTYPES, TARGETS, Configuration
 
 TYPES = {
     **dict.fromkeys(("seed_ptr", "offset_ptr", "row_ids_ptr"), "*i64"),
@@ -36,32 +37,25 @@ BACKWARD_TWO_PASS = {
 }
 
 
-def _row_kernels(n: int) -> Iterator[tuple[str, object, dict[str, object], dict[str, int]]]:
-    block_m, block_n, num_warps = triton_launch.row_tile(n, drawer.FORWARD_ELEMENTS)
-    tile = {"BLOCK_M": block_m, "BLOCK_N": block_n}
-    for name, (absent, dropout) in FORWARD.items():
-        constants = {**dict.fromkeys(absent), "DROPOUT": dropout, **tile}
-        options = {"num_warps": num_warps}
-        yield f"{name}_forward", kernels.layer_norm_forward_kernel, constants, options
-    block_m, block_n, num_warps = triton_launch.row_tile(n, drawer.BACKWARD_ELEMENTS)
-    tile = {"BLOCK_M": block_m, "BLOCK_N": block_n}
-    variants = BACKWARD if n <= drawer.MAX_COLUMNS_ONE_PASS else BACKWARD_TWO_PASS
-    for name, (absent, dropout) in variants.items():
-        constants = {**dict.fromkeys(absent), "DROPOUT": dropout, **tile}
-        options = {"num_warps": num_warps, "maxnreg": triton_launch.BACKWARD_REGISTERS}
-        yield f"{name}_backward", kernels.layer_norm_backward_kernel, constants, options
+def _configurations(direction: str, n: int, dtype: str, arch: str) -> Iterator[Configuration]:
+    kernel = getattr(kernels, f"layer_norm_{direction}_kernel")
+    tile = triton_table.row_tile(f"layer_norm_{direction}", arch, DTYPES[dtype], n)
+    block = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    whole = BACKWARD if n <= drawer.MAX_COLUMNS_ONE_PASS else BACKWARD_TWO_PASS
+    for name, (absent, dropout) in (FORWARD if direction == "forward" else whole).items():
+        yield Configuration(
+            f"triton layer_norm {name}_{direction} {n} {dtype}",
+            kernel,
+            {**dict.fromkeys(kernel.arg_names, f"*{dtype}"), **TYPES},
+            {**dict.fromkeys(absent), "DROPOUT": dropout, **block},
+            tile.options(),
+            divisible=("N",),
+            promises=("wide load", "wide store"),
+            architectures=(arch,),
+        )
 
 
 def configurations() -> Iterator[Configuration]:
-    for n in WIDTHS:
-        for name, kernel, constants, options in _row_kernels(n):
-            for dtype in ("fp16", "bf16", "fp32"):
-                yield Configuration(
-                    f"triton layer_norm {name} {n} {dtype}",
-                    kernel,
-                    {**dict.fromkeys(kernel.arg_names, f"*{dtype}"), **TYPES},
-                    constants,
-                    options,
-                    divisible=("N",),
-                    promises=("wide load", "wide store"),
-                )
+    kinds = (("forward", "backward"), WIDTHS, ("fp16", "bf16", "fp32"), TARGETS)
+    for direction, n, dtype, arch in itertools.product(*kinds):
+        yield from _configurations(direction, n, dtype, arch)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
-from bigkernels.ops import triton_launch
+import torch
+
+from bigkernels.ops import triton_table
 from bigkernels.ops.triton_sums import column_sum_kernel
-from tests.static.triton_kernels import Configuration
+from tests.static.triton_kernels import TARGETS, Configuration
 
 
 def configurations() -> Iterator[Configuration]:
-    block_m, block_n = triton_launch.COLUMN_SUM_TILE
-    for dtype in ("fp32", "bf16", "fp16"):
+    for arch, dtype in itertools.product(TARGETS, ("fp32", "bf16", "fp16")):
+        tile = triton_table.tile("column_sum", arch, torch.float32)
         types = {f"partial{i}_ptr": "*fp32" for i in range(3)}
         types |= {f"total{i}_ptr": f"*{dtype}" for i in range(3)}
         yield Configuration(
             f"triton column_sum {dtype}",
             column_sum_kernel,
             {**types, "P": "i32", "N": "i32"},
-            {"BLOCK_M": block_m, "BLOCK_N": block_n},
-            {"num_warps": 4},
+            {"BLOCK_M": tile["block_m"], "BLOCK_N": tile["block_n"]},
+            {"num_warps": tile["num_warps"]},
             divisible=("N",),
             promises=("wide load",),
+            architectures=(arch,),
         )

@@ -10,12 +10,10 @@ import functools
 import torch
 from torch import Tensor
 
-from bigkernels.ops import triton_launch
+from bigkernels.ops import triton_launch, triton_table
 from bigkernels.ops.cross_entropy.contract import Facts
 from bigkernels.ops.triton_launch import device_of, kind
 
-MOST_CLASSES = 2048  # of one step, or of one program of the backward
-REDUCE_BLOCK, REDUCE_WARPS = 2048, 8
 _FORWARD, _BACKWARD = triton_launch.Replays(), triton_launch.Replays()
 
 
@@ -27,10 +25,11 @@ def limits(facts: Facts) -> tuple[str, ...]:
 
 
 @functools.cache
-def tile(classes: int) -> tuple[int, int]:
-    """(BLOCK, num_warps): a function of V alone, so that a row's sum does not depend on the others."""
-    block = min(MOST_CLASSES, max(128, 1 << (classes - 1).bit_length()))
-    return block, max(1, block // 256)
+def tile(op: str, architecture: str, dtype: torch.dtype, classes: int) -> tuple[int, int]:
+    """(BLOCK, num_warps): classes of one step of the forward, or of one program of the backward."""
+    most = triton_table.tile(op, architecture, dtype)
+    block = min(most["block"], max(128, triton_table.padded(classes)))
+    return block, max(1, block // (32 * most["elements"]))
 
 
 def cross_entropy_forward(
@@ -77,14 +76,17 @@ def _launch_forward(
 ) -> tuple[triton_launch.Replay | None, ...]:
     from .triton_kernels import cross_entropy_forward_kernel, cross_entropy_reduce_kernel
 
-    block, num_warps = tile(classes)
+    logits = of_rows[0]
+    architecture = triton_launch.architecture(logits.device)
+    block, num_warps = tile("cross_entropy_forward", architecture, logits.dtype, classes)
+    sums = triton_table.tile("cross_entropy_reduce", architecture, logits.dtype)
     first = triton_launch.launch(
         cross_entropy_forward_kernel, (count,), *of_rows, classes, ignore_index, label_smoothing,
         SMOOTHING=label_smoothing > 0.0, BLOCK=block, num_warps=num_warps,
     )  # fmt: skip
     second = triton_launch.launch(
         cross_entropy_reduce_kernel, (1,), *of_all, count, classes, ignore_index,
-        BLOCK=REDUCE_BLOCK, num_warps=REDUCE_WARPS,
+        BLOCK=sums["block"], num_warps=sums["num_warps"],
     )  # fmt: skip
     return first, second
 
@@ -110,7 +112,8 @@ def cross_entropy_backward(
         if not _BACKWARD.again(key, pointers):
             from .triton_kernels import cross_entropy_backward_kernel
 
-            block, num_warps = tile(classes)
+            architecture = triton_launch.architecture(logits.device)
+            block, num_warps = tile("cross_entropy_backward", architecture, logits.dtype, classes)
             known = triton_launch.launch(
                 cross_entropy_backward_kernel, (count, -(-classes // block)), *pointers, classes, step,
                 ignore_index, label_smoothing,

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigkernels.ops import triton_launch
+from bigkernels.ops import triton_launch, triton_table
 from bigkernels.ops.embedding.contract import Facts
 from bigkernels.ops.triton_launch import Dropout, dense, device_of, kind
+from bigkernels.ops.triton_table import RowTile, row_tile
 
 # Two float32 accumulators and the sum of the tables of a wider row do not fit the registers of 16 warps.
 MAX_COLUMNS = 4096
-FORWARD_ELEMENTS, BACKWARD_ELEMENTS = 16, 8
-# Rows and columns of one program of the scatter, and the programs that a small table's rows are shared by.
-SCATTER_TILE = (16, 256)
+# Of the scatter, the programs that a small table's rows are shared by.
 SCATTER_ROWS, MOST_SPLITS = 2048, 64
 _FORWARD, _BACKWARD, _SCATTER = (triton_launch.Replays() for _ in range(3))
 
@@ -36,6 +35,10 @@ def limits(facts: Facts) -> tuple[str, ...]:
 def splits(count: int) -> int:
     """Into how many shares the tokens of each row of a table of `count` rows are cut."""
     return max(1, min(MOST_SPLITS, SCATTER_ROWS // count))
+
+
+def _tile(op: str, word: Tensor, n: int) -> RowTile:
+    return row_tile(op, triton_launch.architecture(word.device), word.dtype, n)
 
 
 def _rows_of(table: Tensor | None) -> int:
@@ -71,21 +74,21 @@ def embedding_forward(
     key = (*numbers, dropout_p, *map(kind, pointers))
     with device_of(word):
         if not _FORWARD.again(key, pointers):
-            _FORWARD.keep_plain(key, _launch_forward(pointers, numbers, dropout, n))
+            tile = _tile("embedding_forward", word, n)
+            _FORWARD.keep_plain(key, _launch_forward(pointers, numbers, dropout, tile))
         # On a GPU it stops the kernels that follow, as torch's own embedding does; nobody waits for it.
         torch._assert_async(good.all(), "index out of range: an id is outside its table")
     return out, mean, rstd
 
 
 def _launch_forward(
-    pointers: tuple[Tensor | None, ...], numbers: tuple[Any, ...], dropout: Dropout, n: int
+    pointers: tuple[Tensor | None, ...], numbers: tuple[Any, ...], dropout: Dropout, tile: RowTile
 ) -> triton_launch.Replay | None:
     from .triton_kernels import embedding_forward_kernel
 
-    block_m, block_n, num_warps = triton_launch.row_tile(n, FORWARD_ELEMENTS)
     return triton_launch.launch(
-        embedding_forward_kernel, (-(-numbers[1] // block_m),), *pointers, *numbers, *dropout.rule(),
-        DROPOUT=dropout.p > 0.0, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=num_warps,
+        embedding_forward_kernel, (-(-numbers[1] // tile.block_m),), *pointers, *numbers, *dropout.rule(),
+        DROPOUT=dropout.p > 0.0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
     )  # fmt: skip
 
 
@@ -109,10 +112,11 @@ def _scatter(
     if not _SCATTER.again(key, pointers):
         from .triton_kernels import embedding_scatter_kernel
 
-        block_m, block_n = SCATTER_TILE
+        architecture = triton_launch.architecture(table.device)
+        tile = triton_table.tile("embedding_scatter", architecture, table.dtype)
         known = triton_launch.launch(
-            embedding_scatter_kernel, (count, -(-n // block_n), shares), *pointers, *numbers,
-            SPLITS=shares, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=4,
+            embedding_scatter_kernel, (count, -(-n // tile["block_n"]), shares), *pointers, *numbers,
+            SPLITS=shares, BLOCK_M=tile["block_m"], BLOCK_N=tile["block_n"], num_warps=tile["num_warps"],
         )  # fmt: skip
         _SCATTER.keep_plain(key, known)
     if shares == 1:
@@ -127,18 +131,17 @@ def _launch_backward(
     numbers: tuple[int, ...],
     dropout: Dropout,
     programs: int,
-    n: int,
+    tile: RowTile,
 ) -> None:
     key = (*numbers, programs, dropout.p, *map(kind, pointers))
     if _BACKWARD.again(key, pointers):
         return
     from .triton_kernels import embedding_backward_kernel
 
-    block_m, block_n, num_warps = triton_launch.row_tile(n, BACKWARD_ELEMENTS)
     known = triton_launch.launch(
         embedding_backward_kernel, (programs,), *pointers, *numbers, *dropout.rule(),
-        DROPOUT=dropout.p > 0.0, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=num_warps,
-        maxnreg=triton_launch.BACKWARD_REGISTERS,
+        DROPOUT=dropout.p > 0.0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
+        maxnreg=tile.registers,
     )  # fmt: skip
     _BACKWARD.keep_plain(key, known)
 
@@ -175,12 +178,12 @@ def embedding_backward(
         *where, length = dropout.place(dout)
         if m > 0:
             parts = (ids, word, position_ids, position, type_ids, types, weight)
-            block_m, _, num_warps = triton_launch.row_tile(n, BACKWARD_ELEMENTS)
-            programs = triton_launch.row_programs(word.device, -(-m // block_m), num_warps)
+            tile = _tile("embedding_backward", word, n)
+            programs = triton_launch.row_programs(word.device, -(-m // tile.block_m), tile)
             partials = [mean.new_empty(programs, n) if s else None for s in needs[3:]]
             given = (dout.contiguous(), mean, rstd, *map(dense, parts), written, *partials)
             numbers = (length, m, n, *map(_rows_of, (word, position, types)))
-            _launch_backward((*given, *where), numbers, dropout, programs, n)
+            _launch_backward((*given, *where), numbers, dropout, programs, tile)
             sums = triton_launch.column_sums(partials, torch.float32)
         else:
             sums = [mean.new_zeros(n) if s else None for s in needs[3:]]

@@ -11,12 +11,11 @@ from torch import Tensor
 from bigkernels.ops import triton_launch
 from bigkernels.ops.layer_norm.contract import Facts
 from bigkernels.ops.triton_launch import NO_DROPOUT, Dropout, dense, device_of, kind
+from bigkernels.ops.triton_table import RowTile, row_tile
 
 MAX_COLUMNS = 8192
 # Three float32 accumulators of a row wider than this do not fit the registers of 16 warps.
 MAX_COLUMNS_ONE_PASS = 4096
-# Elements of a row that one thread holds: the backward kernel keeps several values of each.
-FORWARD_ELEMENTS, BACKWARD_ELEMENTS = 16, 8
 _FORWARD, _BACKWARD = triton_launch.Replays(), triton_launch.Replays()
 
 
@@ -28,6 +27,10 @@ def limits(facts: Facts) -> tuple[str, ...]:
     if not 1 <= facts.n <= MAX_COLUMNS:
         reasons += (f"n {facts.n} not in 1..{MAX_COLUMNS}",)
     return reasons
+
+
+def _tile(op: str, x: Tensor, n: int) -> RowTile:
+    return row_tile(op, triton_launch.architecture(x.device), x.dtype, n)
 
 
 def _forward(
@@ -70,11 +73,12 @@ def _launch_forward(
 ) -> triton_launch.Replay | None:
     from .triton_kernels import layer_norm_forward_kernel
 
-    _, m, n, _ = numbers
-    block_m, block_n, num_warps = triton_launch.row_tile(n, FORWARD_ELEMENTS)
+    x, (_, m, n, _) = pointers[0], numbers
+    assert x is not None
+    tile = _tile("layer_norm_forward", x, n)
     return triton_launch.launch(
-        layer_norm_forward_kernel, (-(-m // block_m),), *pointers, *numbers, *dropout.rule(),
-        DROPOUT=dropout.p > 0.0, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=num_warps,
+        layer_norm_forward_kernel, (-(-m // tile.block_m),), *pointers, *numbers, *dropout.rule(),
+        DROPOUT=dropout.p > 0.0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
     )  # fmt: skip
 
 
@@ -118,16 +122,16 @@ def _launch_backward(
     dropout: Dropout,
     grads: list[Tensor | None],
     programs: int,
+    tile: RowTile,
 ) -> triton_launch.Replay | None:
     """Fill those of (dresidual, dx, dweight, dbias, dx_bias) that are not None; the last three
     are (programs, n) partial sums."""
     from .triton_kernels import layer_norm_backward_kernel
 
-    block_m, block_n, num_warps = triton_launch.row_tile(numbers[2], BACKWARD_ELEMENTS)
     return triton_launch.launch(
         layer_norm_backward_kernel, (programs,), *pointers[:6], *grads, *pointers[6:], *numbers, *dropout.rule(),
-        DROPOUT=dropout.p > 0.0, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=num_warps,
-        maxnreg=triton_launch.BACKWARD_REGISTERS,
+        DROPOUT=dropout.p > 0.0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
+        maxnreg=tile.registers,
     )  # fmt: skip
 
 
@@ -147,8 +151,8 @@ def _backward(
     rows = [torch.empty_like(total) if need else None for need in needs[:2]]
     if m == 0:
         return *rows, *(rstd.new_zeros(n) if need else None for need in needs[2:])
-    block_m, _, num_warps = triton_launch.row_tile(n, BACKWARD_ELEMENTS)
-    programs = triton_launch.row_programs(total.device, -(-m // block_m), num_warps)
+    tile = _tile("layer_norm_backward", total, n)
+    programs = triton_launch.row_programs(total.device, -(-m // tile.block_m), tile)
     partials = [rstd.new_empty(programs, n) if need else None for need in needs[2:]]
     seed, offset, row_ids, length = dropout.place(total)
     given = (dout.contiguous(), dense(dsum), total)
@@ -161,7 +165,7 @@ def _backward(
         if n > MAX_COLUMNS_ONE_PASS:
             parts = [*rows, None, None, partials[2]], [None, None, *partials[:2], None]
             for part in parts:
-                _launch_backward(pointers, numbers, dropout, part, programs)
+                _launch_backward(pointers, numbers, dropout, part, programs, tile)
         else:
             known = _BACKWARD.get(key)
             grads = [*rows, *partials]
@@ -169,7 +173,7 @@ def _backward(
                 known[0], *pointers[:6], *grads, *pointers[6:]
             ):
                 _BACKWARD.keep_plain(
-                    key, _launch_backward(pointers, numbers, dropout, grads, programs)
+                    key, _launch_backward(pointers, numbers, dropout, grads, programs, tile)
                 )
         return *rows, *triton_launch.column_sums(partials, torch.float32)
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from bigkernels.ops import triton_launch
+from bigkernels.ops import triton_launch, triton_table
 from bigkernels.ops.packing.contract import Facts
 from bigkernels.ops.triton_launch import device_of
 
@@ -19,9 +19,6 @@ _DTYPES = (
     *(torch.float32, torch.bfloat16, torch.float16, torch.float64),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
-PLAN_BLOCK, PLAN_WARPS = 1024, 4
-MOST_COLUMNS, TILE = 2048, 4096  # of one program of the copies, and elements of its tile
-COPY_WARPS = 4
 
 
 def limits(facts: Facts) -> tuple[str, ...]:
@@ -51,6 +48,7 @@ def packing_plan(keep: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor, Ten
         return indices, places, cu_seq, rows
     counts = keep.new_empty(batch, dtype=torch.int32)
     given = _plain(keep)
+    plan = triton_table.tile("packing_plan", triton_launch.architecture(keep.device), keep.dtype)
     with device_of(keep):
         triton_launch.launch(
             kernels.packing_count_kernel,
@@ -58,13 +56,13 @@ def packing_plan(keep: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor, Ten
             given,
             counts,
             length,
-            BLOCK=PLAN_BLOCK,
-            num_warps=PLAN_WARPS,
+            BLOCK=plan["block"],
+            num_warps=plan["num_warps"],
         )
         triton_launch.launch(
             kernels.packing_plan_kernel, (batch,),
             given, counts, indices, places, cu_seq, rows, batch, length, tokens,
-            BLOCK=PLAN_BLOCK, num_warps=PLAN_WARPS,
+            BLOCK=plan["block"], num_warps=plan["num_warps"],
         )  # fmt: skip
         if tokens < batch * length:
             torch._assert_async(cu_seq[-1] <= tokens, f"tokens: {tokens}, but keep has more")
@@ -72,10 +70,11 @@ def packing_plan(keep: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 @functools.cache
-def tile(columns: int) -> tuple[int, int]:
-    """(BLOCK_M, BLOCK_N) of the copies of rows."""
-    block_n = min(MOST_COLUMNS, 1 << (columns - 1).bit_length())
-    return min(1024, TILE // block_n), block_n
+def tile(architecture: str, dtype: torch.dtype, columns: int) -> tuple[int, int, int]:
+    """(BLOCK_M, BLOCK_N, num_warps) of the copies of rows."""
+    most = triton_table.tile("packing_forward", architecture, dtype)
+    block_n = min(most["columns"], triton_table.padded(columns))
+    return min(1024, most["elements"] // block_n), block_n, most["num_warps"]
 
 
 def packing_forward(x: Tensor, source: Tensor) -> Tensor:
@@ -87,12 +86,13 @@ def packing_forward(x: Tensor, source: Tensor) -> Tensor:
         return out
     if x.shape[0] == 0:
         return out.zero_()
-    block_m, block_n = tile(columns)
+    architecture = triton_launch.architecture(x.device)
+    block_m, block_n, num_warps = tile(architecture, x.dtype, columns)
     with device_of(x):
         triton_launch.launch(
             kernels.packing_forward_kernel, (-(-count // block_m), -(-columns // block_n)),
             _plain(x), source, _plain(out), count, columns,
-            BLOCK_M=block_m, BLOCK_N=block_n, num_warps=COPY_WARPS,
+            BLOCK_M=block_m, BLOCK_N=block_n, num_warps=num_warps,
         )  # fmt: skip
     return out
 
