@@ -184,6 +184,14 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.line(f"SKIPPED for a reason not in tests/skips.txt: {line}", red=True)
 
 
+@pytest.fixture
+def matmul_precision():
+    """torch.set_float32_matmul_precision, undone."""
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

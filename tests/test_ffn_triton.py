@@ -46,18 +46,11 @@ def test_large_tiles_give_what_small_ones_do(kind, device, large):
     device.check(KINDS[kind])
 
 
-@pytest.fixture
-def setting():
-    before = torch.get_float32_matmul_precision()
-    yield torch.set_float32_matmul_precision
-    torch.set_float32_matmul_precision(before)
-
-
 @pytest.mark.parametrize("precision", ["high", "medium"])
-def test_float32_obeys_torchs_precision(precision, device, setting):
+def test_float32_obeys_torchs_precision(precision, device, matmul_precision):
     only_triton(device)
     if device.name == "interpreted":
         pytest.skip("interpreted: its products are true float32")
     exact = device.check(PLAIN)
-    setting(precision)
+    matmul_precision(precision)
     assert not oracle.same_bits(device.check(PLAIN)["out"], exact["out"])

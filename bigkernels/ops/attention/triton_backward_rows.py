@@ -24,9 +24,9 @@ from bigkernels.ops.attention.triton_tiles import (
     blocks,
     capped,
     factor,
-    gradient_tile,
     keep_tile,
     keys_on,
+    mask_tile,
     number_of,
     product,
     rescaled,
@@ -34,6 +34,7 @@ from bigkernels.ops.attention.triton_tiles import (
     signed,
     trimmed,
     weigh,
+    weights_tile,
     words_of,
 )
 
@@ -74,9 +75,8 @@ def _largest(
         on = seen(i[:, None], j[None, :], queries, keys, shift, left, right, FLAGS)
         inside = (i < queries)[:, None] & (j < keys)[None, :]
         scores = tl.where(on, scores, float("-inf"))
-        scores, addend = adjusted(
-            scores, i[:, None], j[None, :], first, start, inside, extra, FLAGS
-        )
+        mask = mask_tile(i[:, None], j[None, :], first, start, inside, extra)
+        scores, addend = adjusted(scores, i[:, None], j[None, :], mask, extra, FLAGS)
         now, safe = rescaled(scores, addend, by, most, FLAGS)
         weights = weigh(scores, addend, by, safe[:, None], FLAGS)
         carry = tl.exp2(most - safe)
@@ -97,12 +97,11 @@ def _summed(
     BLOCK_DV: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of each row's weights times the weights: delta, without the rounding of out."""
+    """(delta, sum of weights) of each row: its weights times their gradients, without the rounding of out."""
     k_ptr, stride_kn, v_ptr, stride_vn = memory
     scale, softcap, queries, keys, shift, left, right = rule
-    nothing = tl.zeros_like(most)
     deltas = tl.zeros((i.shape[0], BLOCK_N), tl.float32)
-    numbers = (nothing[:, None], most[:, None], weight[:, None])
+    totals = tl.zeros((i.shape[0], BLOCK_N), tl.float32)
     for start in tl.range(begin, end, BLOCK_N):
         k = load_rows(k_ptr, start, stride_kn, keys, False, D, BLOCK_D, BLOCK_N)
         v = load_rows(v_ptr, start, stride_vn, keys, False, DV, BLOCK_DV, BLOCK_N)
@@ -111,15 +110,16 @@ def _summed(
         j = start + tl.arange(0, BLOCK_N)
         on = seen(i[:, None], j[None, :], queries, keys, shift, left, right, FLAGS)
         inside = (i < queries)[:, None] & (j < keys)[None, :]
-        keep = on
+        weights, _ = weights_tile(
+            products, i[:, None], j[None, :], first, start, on, inside, most[:, None],
+            weight[:, None], (scale, softcap), extra, False, FLAGS,
+        )  # fmt: skip
+        totals += weights
         if DROPPED & FLAGS:
             keep = keep_tile(start, words, seeds, i.shape[0], BLOCK_N)
-        kept, _ = gradient_tile(
-            products, dweights, i[:, None], j[None, :], first, start, on, inside, keep, numbers,
-            (scale, softcap), extra, keep_scale, False, FLAGS,
-        )  # fmt: skip
-        deltas += kept * dweights
-    return _row_sums(deltas)
+            weights = tl.where(keep, weights * keep_scale, 0.0)
+        deltas += weights * dweights
+    return _row_sums(deltas), _row_sums(totals)
 
 
 @triton.jit
@@ -173,10 +173,15 @@ def row_statistics(
         weight = tl.where(large, 1.0 / total, weight)
     if SUMMED & FLAGS:
         q = load_rows(q_ptr, first, stride_qm, queries, False, D, BLOCK_D, BLOCK_M)
-        delta = _summed(
+        delta, total = _summed(
             signed(q, FLAGS), dout, most, weight, begin, end, first, i, memory, rule, extra, words, seeds,
             keep_scale, FLAGS, PRECISION, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N,
         )  # fmt: skip
+        # The gradient of a float32 bias shows the rounding of lse, whatever its size.
+        if sinks_ptr is not None:
+            total += tl.exp2(number_of(sinks_ptr, head) - most) * weight
+        total = tl.where(total == 0.0, 1.0, total)
+        delta, weight = delta / total, weight / total
     else:
         out = load_rows(out_ptr, first, stride_om, queries, False, DV, BLOCK_DV, BLOCK_M)
         delta = _row_sums(out.to(tl.float32) * dout.to(tl.float32))

@@ -26,6 +26,7 @@ from bigkernels.ops.attention.triton_tiles import (
     factor,
     keep_tile,
     keys_on,
+    mask_tile,
     number_of,
     product,
     rescaled,
@@ -65,17 +66,17 @@ def _attend(
     scale, softcap, queries, keys, shift, left, right = rule
     by = factor(scale, FLAGS)
     for start in tl.range(begin, end, BLOCK_N):
+        j = start + tl.arange(0, BLOCK_N)
+        inside = (i < queries)[:, None] & (j < keys)[None, :]
+        # Behind the product, the order in which a row's weights are added up would be the mask's.
+        mask = mask_tile(i[:, None], j[None, :], first, start, inside, extra)
         k = load_rows(k_ptr, start, stride_kn, keys, WHOLE, D, BLOCK_D, BLOCK_N)
         scores = product(q, k, PRECISION)
         scores = capped(scores, scale, softcap, FLAGS)
-        j = start + tl.arange(0, BLOCK_N)
-        inside = (i < queries)[:, None] & (j < keys)[None, :]
         if not WHOLE:
             on = seen(i[:, None], j[None, :], queries, keys, shift, left, right, FLAGS)
             scores = tl.where(on, scores, float("-inf"))
-        scores, addend = adjusted(
-            scores, i[:, None], j[None, :], first, start, inside, extra, FLAGS
-        )
+        scores, addend = adjusted(scores, i[:, None], j[None, :], mask, extra, FLAGS)
         now, safe = rescaled(scores, addend, by, most, FLAGS)
         weights = weigh(scores, addend, by, safe[:, None], FLAGS)
         carry = tl.exp2(most - safe)

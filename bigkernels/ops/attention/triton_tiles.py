@@ -86,8 +86,8 @@ def trimmed(begin, end, extra, BLOCK: tl.constexpr):
 
 @triton.jit
 def product(a, b, PRECISION: tl.constexpr):
-    """a b^T. A chain of 256 true float32 sums loses more than a plain formula does: such go in four."""
-    if PRECISION == "ieee" and a.shape[1] > 128:
+    """a b^T. A chain of 128 true float32 sums loses more than a plain formula does: such go in four."""
+    if PRECISION == "ieee" and a.shape[1] > 64:
         COLUMNS: tl.constexpr = a.shape[1] // 4
         parts_a = tl.permute(tl.reshape(a, (a.shape[0], 4, COLUMNS)), (1, 0, 2))
         parts_b = tl.permute(tl.reshape(b, (b.shape[0], 4, COLUMNS)), (1, 2, 0))
@@ -143,28 +143,46 @@ def signed(x, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def adjusted(scores, i, j, first_i, first_j, inside, extra, FLAGS: tl.constexpr):
-    """(scores, addend): -inf where a mask turns a key off, and in units of log 2 what is added.
+def mask_tile(i, j, first_i, first_j, inside, extra):
+    """The mask of queries i, from first_i on, and keys j, from first_j on; None if there is none.
 
-    i, j: from first_i and first_j on. inside: what of the tile exists. extra: (mask_ptr, stride_mq, stride_mk,
-    slopes_ptr, slope, shift). The addend means nothing without FLAGS & ADDED.
+    inside: what of the tile exists. extra: (mask_ptr, stride_mq, stride_mk, slopes_ptr, slope, shift).
     """
-    mask_ptr, stride_mq, stride_mk, slopes_ptr, slope, shift = extra
-    addend = scores
-    if ADDED & FLAGS:
-        addend = tl.zeros_like(scores)
-    if slopes_ptr is not None:
-        addend = tl.abs(j - i - shift).to(tl.float32) * -slope
+    mask_ptr, stride_mq, stride_mk, _, _, _ = extra
+    mask = mask_ptr
     if mask_ptr is not None:
         # 64 bits for the corner, 32 without a sign inside the tile: addresses take fewer registers.
         corner = tl.cast(first_i, tl.int64) * stride_mq + tl.cast(first_j, tl.int64) * stride_mk
         local = (i - first_i) * stride_mq + (j - first_j) * stride_mk
         at = mask_ptr + corner + local.to(tl.uint32)
         if mask_ptr.dtype.element_ty == tl.int8:
-            on = tl.load(at, mask=inside, other=0) != 0
-            scores = tl.where(on, scores, float("-inf"))
+            # Behind a branch, always taken: where the compiler sees that bytes go into an operand of 16
+            # bits, it lays that out otherwise, and sm_80 adds its products up in another order.
+            mask = tl.zeros(inside.shape, tl.int8)
+            if first_i >= 0:
+                mask = tl.load(at, mask=inside, other=0)
         else:
-            mask = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+            mask = tl.load(at, mask=inside, other=0.0)
+    return mask
+
+
+@triton.jit
+def adjusted(scores, i, j, mask, extra, FLAGS: tl.constexpr):
+    """(scores, addend): -inf where a mask turns a key off, and in units of log 2 what is added.
+
+    mask, extra: as in mask_tile. The addend means nothing without FLAGS & ADDED.
+    """
+    _, _, _, slopes_ptr, slope, shift = extra
+    addend = scores
+    if ADDED & FLAGS:
+        addend = tl.zeros_like(scores)
+    if slopes_ptr is not None:
+        addend = tl.abs(j - i - shift).to(tl.float32) * -slope
+    if mask is not None:
+        if mask.dtype == tl.int8:
+            scores = tl.where(mask != 0, scores, float("-inf"))
+        else:
+            mask = mask.to(tl.float32)
             addend += mask * LOG2E
             # -inf turns a key off, the least number does not: it may be all that a row has. Beside
             # such numbers a score is nothing.
@@ -277,7 +295,8 @@ def weights_tile(
         slope = 1.0 - (scores / softcap) * (scores / softcap)
     if not WHOLE:
         scores = tl.where(on, scores, float("-inf"))
-    scores, addend = adjusted(scores, i, j, first_i, first_j, inside, extra, FLAGS)
+    mask = mask_tile(i, j, first_i, first_j, inside, extra)
+    scores, addend = adjusted(scores, i, j, mask, extra, FLAGS)
     return weigh(scores, addend, factor(scale, FLAGS), most, FLAGS) * weight, slope
 
 

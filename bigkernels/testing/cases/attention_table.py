@@ -226,6 +226,15 @@ _HEADS: list[Row] = [
     ),
 ]
 
+_LONG_SUMS = {
+    "shape": (2, 4, 3, 14, 114), "heads_kv": 2, "mask": "bool", "mask_dims": "hqk", "causal": True,
+    "bottom_right": True, "dropout_p": 0.5, "seed": 192,
+}  # fmt: skip
+_LARGE_LSE = {
+    "shape": (1, 4, 18, 73, 13), "heads_kv": 1, "mask": "float32", "mask_dims": "hqk", "lengths": (30,),
+    "lse": True, "dtype": BF16, "seed": 138,
+}  # fmt: skip
+
 _NUMERICS: list[Row] = [
     ("scale of its own", {"shape": (2, 2, 20, 20, 32), "scale": 0.37}),
     ("scale 1, as T5", {"shape": (2, 2, 20, 20, 16), "scale": 1.0}),
@@ -270,6 +279,8 @@ _NUMERICS: list[Row] = [
     ("softcap", {"shape": (2, 2, 20, 37, 32), "softcap": 5.0, "values": "sharp"}),
     ("ALiBi", {"shape": (2, 2, 20, 37, 32), "alibi": True, "causal": True}),
     ("sinks", {"shape": (2, 2, 20, 37, 32), "sinks": True}),
+    ("long sums of true float32 in every score", _LONG_SUMS),
+    ("the rounding of lse shows in a float32 bias beside bfloat16", _LARGE_LSE),
     ("inference", {"shape": (2, 2, 20, 37, 32), "grads": ""}),
     ("only the query is trained", {"shape": (2, 2, 20, 37, 32), "grads": "q"}),
     ("only key and value are trained", {"shape": (2, 2, 20, 37, 32), "grads": "kv"}),

@@ -1,0 +1,63 @@
+"""What is the Triton drawer's own: the order of its sums, and how it multiplies float32."""
+
+import pytest
+import torch
+
+import bigkernels as bk
+from bigkernels.ops.attention import api, triton_config
+from bigkernels.testing.cases.attention import AttentionCase
+from bigkernels.testing.oracle import same_bits
+
+
+def only_triton(device):
+    if device.backend != "triton":
+        pytest.skip("tiles belong to the Triton kernels")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["f32", "f16"])
+def test_a_mask_that_turns_no_key_off_changes_no_bit(dtype, device):
+    only_triton(device)
+    q, k, v = (
+        torch.randn(1, heads, length, 24).to(device.type, dtype)
+        for heads, length in ((2, 40), (1, 90), (1, 90))
+    )
+    facts = api.attention_facts(q, k, v, None, enable_gqa=True)
+    device.require("attention", facts, q.numel(), turn=device.architecture)
+
+    def attend(mask):
+        return bk.scaled_dot_product_attention(
+            q, k, v, mask, enable_gqa=True, backend=device.backend
+        )
+
+    on = torch.ones(1, 1, 40, 90, dtype=torch.bool, device=q.device)
+    straight = attend(None)
+    for mask in (on, torch.zeros_like(on, dtype=dtype)):
+        assert same_bits(attend(mask), straight), mask.dtype
+
+
+# Each tile of float32, and what of it needs most registers.
+LOADED = {"mask": "float", "mask_dims": "hqk", "dropout_p": 0.1, "lse": True}
+FLOATS = [
+    AttentionCase(reason="products of float32", shape=(1, 2, 20, 37, dim), **facts)
+    for dim in (64, 128, 256)
+    for facts in ({}, LOADED)
+]
+# The second of each head dim takes longer to compile.
+FEW = [
+    pytest.param(case, id=str(case), marks=[] if i in (1, 2, 4) else pytest.mark.full)
+    for i, case in enumerate(FLOATS)
+]
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+@pytest.mark.parametrize("case", FEW)
+def test_float32_obeys_torchs_precision(case, precision, device, matmul_precision):
+    only_triton(device)
+    if device.name == "interpreted":
+        pytest.skip("interpreted: its products are true float32")
+    exact = device.check(case)
+    matmul_precision(precision)
+    found = device.check(case)
+    wanted = {"high": "bf16x3", "medium": "tf32"}[precision]
+    same = triton_config.products(wanted, case.shape[-1]) == "ieee"
+    assert all(same_bits(found[name], exact[name]) is same for name in exact)
