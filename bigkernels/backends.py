@@ -6,6 +6,7 @@ that was asked for by name never falls back: it serves, or ``Unsupported`` says 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import contextvars
 import dataclasses
@@ -132,13 +133,14 @@ def call_key(scalars: tuple[Any, ...], *tensors: torch.Tensor | None) -> tuple[A
     return tuple(key)
 
 
-class Remembered(dict[tuple[Any, ...], _Known]):
+class Remembered(collections.OrderedDict[tuple[Any, ...], _Known]):
     """What is known of earlier calls, of a bounded number. A room's, by ``call_key``: their checks passed and their
     drawers were chosen."""
 
     def keep(self, key: tuple[Any, ...], value: _Known) -> None:
+        """Where there is no room left, the first one goes: all at once would take a millisecond."""
         if len(self) >= _MOST_CALLS:
-            self.clear()
+            self.popitem(last=False)
         self[key] = value
 
 

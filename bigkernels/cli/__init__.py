@@ -94,10 +94,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
 
 def _warmup_flags(warmup: argparse.ArgumentParser) -> None:
-    sizes = {"width": 768, "heads": 12, "vocabulary": 30522}
+    sizes = {"width": 768, "heads": 12, "vocabulary": 30522, "positions": 512}
     for name, default in sizes.items():
         warmup.add_argument(f"--{name}", type=_positive, default=default, help=f"({default})")
     warmup.add_argument("--hidden", type=_positive, help="of the feed-forward (four widths)")
+    activations = ("gelu", "gelu_tanh", "relu", "silu")
+    warmup.add_argument("--activation", choices=activations, default="gelu", help="its (gelu)")
     dtypes = ("bfloat16", "float16", "float32")
     warmup.add_argument("--dtype", choices=dtypes, default=dtypes[0], help=f"({dtypes[0]})")
     warmup.add_argument(

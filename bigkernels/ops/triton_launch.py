@@ -308,7 +308,12 @@ class Dropout(NamedTuple):
 
     def place(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, int]:
         """seed_ptr, offset_ptr, row_ids_ptr, row_length: where in Philox's stream x's words are."""
-        return self.seed, self.offset, dense(self.rows), x.shape[-2] if x.dim() > 1 else 1
+        length = x.shape[-2] if x.dim() > 1 else 1
+        return self.seed, self.offset, self.row_ids(), length
+
+    def row_ids(self) -> Tensor | None:
+        """None where nothing is dropped: a kernel has one form then, packed or not."""
+        return dense(self.rows) if self.p > 0.0 else None
 
     def rule(self) -> tuple[int, float]:
         """threshold, scale: words below the threshold drop, the rest is scaled."""

@@ -44,7 +44,7 @@ def key_of(arguments: tuple[Any, ...], *others: Tensor | None) -> triton_launch.
     q, k, v, mask, lengths, cu_q, cu_k, *numbers, slopes, sinks, p, seed, offset, rows = arguments
     key = [
         q.dtype, q.device, q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), *numbers, p,
-        seed is None, offset is None, rows is None, *map(triton_launch.kind, (slopes, sinks)),
+        seed is None, offset is None, rows is None or p == 0.0, *map(triton_launch.kind, (slopes, sinks)),
         triton_launch.float32_products(q.dtype), triton_launch.architecture(q.device),
     ]  # fmt: skip
     key += [None if x is None else (x.dtype, x.shape) for x in (lengths, cu_q, cu_k)]
@@ -54,7 +54,8 @@ def key_of(arguments: tuple[Any, ...], *others: Tensor | None) -> triton_launch.
 
 def pointers_of(arguments: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
     """As the kernels take them."""
-    q, k, v, mask, lengths, cu_q, cu_k, *_, slopes, sinks, _, seed, offset, rows = arguments
+    q, k, v, mask, lengths, cu_q, cu_k, *_, slopes, sinks, p, seed, offset, rows = arguments
+    rows = rows if p > 0.0 else None  # nothing else reads them: one form of a kernel less
     mask = columns_of(mask)
     if mask is not None and mask.dtype == torch.bool:
         mask = mask.view(torch.int8)

@@ -68,8 +68,9 @@ def embedding_forward(
     good = word.new_empty(m, dtype=torch.bool)
     dropout = Dropout(dropout_p, seed, offset, rows)
     given = (ids, word, position_ids, position, type_ids, types, weight, bias)
-    *where, length = dropout.place(out)
-    pointers = (*map(dense, given), out, mean, rstd, good, *where)
+    length = ids.shape[-1] if ids.dim() else 1
+    # rows say where a token stands, whether something is dropped or not
+    pointers = (*map(dense, given), out, mean, rstd, good, seed, offset, dense(rows))
     numbers = (length, m, n, *map(_rows_of, (word, position, types)), eps)
     key = (*numbers, dropout_p, *map(kind, pointers))
     with device_of(word):
@@ -175,7 +176,7 @@ def embedding_backward(
     dsum = mean.new_empty(m, n) if any(needs[:3]) else mean.new_empty(0)
     written = dsum if any(needs[:3]) else None
     with device_of(word):
-        *where, length = dropout.place(dout)
+        length = ids.shape[-1] if ids.dim() else 1
         if m > 0:
             parts = (ids, word, position_ids, position, type_ids, types, weight)
             tile = _tile("embedding_backward", word, n)
@@ -183,6 +184,7 @@ def embedding_backward(
             partials = [mean.new_empty(programs, n) if s else None for s in needs[3:]]
             given = (dout.contiguous(), mean, rstd, *map(dense, parts), written, *partials)
             numbers = (length, m, n, *map(_rows_of, (word, position, types)))
+            where = (seed, offset, dense(rows))
             _launch_backward((*given, *where), numbers, dropout, programs, tile)
             sums = triton_launch.column_sums(partials, torch.float32)
         else:

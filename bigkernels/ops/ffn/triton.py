@@ -72,7 +72,7 @@ class _Call(NamedTuple):
     ) -> None:
         """The kernel over all tiles of the (M, F) plane; `depth` is the length of its product's sums."""
         drop, precision = self.dropout, self.precision()
-        pointers = (*pointers, drop.seed, drop.offset, dense(drop.rows))
+        pointers = (*pointers, drop.seed, drop.offset, drop.row_ids())
         numbers = (self.row_length, self.m, self.f, depth)
         rule = (direction, self.activation, precision, drop.p)
         key = (*numbers, *rule, *map(kind, pointers), self.x.device)
