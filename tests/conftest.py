@@ -152,6 +152,10 @@ def pytest_configure(config):
     # Triton 3.6's interpreter, one warning a kernel launch; nothing here can change it.
     warning = "ignore:Conversion of an array:DeprecationWarning:triton.runtime.interpreter"
     config.addinivalue_line("filterwarnings", warning)
+    if INTERPRETED and triton_launch.MISSING is None:
+        from tests import quick_interpreter
+
+        quick_interpreter.install()
 
 
 LISTED = [

@@ -18,7 +18,7 @@ from bigkernels.ops.triton_table import RowTile, row_tile
 # Two float32 accumulators and the sum of the tables of a wider row do not fit the registers of 16 warps.
 MAX_COLUMNS = 4096
 # Of the scatter, the programs that a small table's rows are shared by.
-SCATTER_ROWS, MOST_SPLITS = 2048, 64
+SCATTER_ROWS, MOST_SPLITS = (16 if triton_launch.INTERPRETED else 2048), 64
 _FORWARD, _BACKWARD, _SCATTER = (triton_launch.Replays() for _ in range(3))
 
 
