@@ -30,6 +30,7 @@ class _Launch(ctypes.Structure):
         ("threads", ctypes.c_int32),
         ("seed", ctypes.c_uint64),
         ("limit", ctypes.c_uint64),
+        ("last", ctypes.c_uint64),
         ("checked", ctypes.c_int32),
         ("counted", ctypes.c_int32),
         ("init_fences", ctypes.c_int32),
@@ -58,7 +59,8 @@ class Region:
 class Options:
     """seed: of the order of warps and blocks. checked: whether races and the like are looked for (bounds
     always are). counted: whether memory traffic is. limit: instructions of a block that count as a hang.
-    init_fences: whether an mbarrier needs a fence before the copy engine uses it, as the manual says."""
+    init_fences: whether an mbarrier needs a fence before the copy engine uses it, as the manual says. last: so
+    many of the last blocks of every launch alone run, 0 for all: of a grid too large to be run."""
 
     seed: int = 1
     checked: bool = True
@@ -66,6 +68,7 @@ class Options:
     threads: int = 1
     limit: int = 50_000_000
     init_fences: bool = True
+    last: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +199,7 @@ class Module:
             options.threads,
             options.seed,
             options.limit,
+            options.last,
             options.checked,
             options.counted,
             options.init_fences,

@@ -12,9 +12,10 @@ namespace {
 thread_local std::string g_text;  // what a function returned last
 
 void run_blocks(Launch& launch) {
-  const uint64_t count = static_cast<uint64_t>(launch.grid[0]) * launch.grid[1] * launch.grid[2];
+  const uint64_t all = static_cast<uint64_t>(launch.grid[0]) * launch.grid[1] * launch.grid[2];
+  const uint64_t count = launch.options.last ? std::min(launch.options.last, all) : all;
   std::vector<uint64_t> order(count);
-  std::iota(order.begin(), order.end(), 0);
+  std::iota(order.begin(), order.end(), all - count);
   uint64_t state = launch.options.seed * 0x9e3779b97f4a7c15 + 1;
   for (uint64_t i = count; i > 1; --i) {
     state = state * 6364136223846793005 + 1442695040888963407;
@@ -118,7 +119,8 @@ int emulator_launch(Module* module, const EmulatorLaunch* wanted) {
     }
     launch.dynamic_shared = wanted->dynamic_shared;
     launch.options = {wanted->checked != 0, wanted->counted != 0, wanted->init_fences != 0,
-                      wanted->seed,         wanted->limit,        std::max(1, wanted->threads)};
+                      wanted->seed,         wanted->limit,        std::max(1, wanted->threads),
+                      wanted->last};
     launch.parameters.resize(kernel.parameter_bytes);
     for (size_t i = 0; i < kernel.parameters.size(); ++i) {
       const emulator::Parameter& parameter = kernel.parameters[i];

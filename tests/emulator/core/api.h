@@ -19,7 +19,7 @@ struct EmulatorLaunch {
   uint32_t grid[3], block[3];
   uint32_t dynamic_shared;
   int32_t threads;
-  uint64_t seed, limit;
+  uint64_t seed, limit, last;
   int32_t checked, counted, init_fences;
   void** arguments;  // one pointer a parameter
   uint32_t region_count;

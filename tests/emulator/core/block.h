@@ -64,6 +64,7 @@ struct Options {
   uint64_t seed = 1;
   uint64_t limit = 50'000'000;  // instructions of one block, beyond which it counts as hanging
   int threads = 1;
+  uint64_t last = 0;  // so many of the last blocks alone run; 0: all
 };
 
 // What blocks running at once share.
