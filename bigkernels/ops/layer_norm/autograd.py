@@ -14,6 +14,13 @@ from bigkernels.ops.layer_norm import contract, reference
 OPS = {name: library.kernels(name, contract.BACKENDS) for name in contract.SCHEMAS}
 
 
+def _as(gradient: Any, parameter: Any) -> Tensor:
+    """(N,) in a parameter's dtype and shape; what is so already is not looked at by torch again."""
+    if gradient.dtype is not parameter.dtype:
+        gradient = gradient.to(parameter.dtype)
+    return gradient if parameter.dim() == 1 else gradient.view(parameter.shape)  # type: ignore[no-any-return]
+
+
 class Norm(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -47,8 +54,8 @@ class Norm(torch.autograd.Function):
         dx, dweight, dbias = op(dout, x, mean, rstd, weight, ctx.rule[0], *needs)
         return (
             dx if needs[0] else None,
-            dweight.to(weight.dtype).view(weight.shape) if needs[1] else None,
-            dbias.to(bias.dtype).view(bias.shape) if needs[2] else None,
+            _as(dweight, weight) if needs[1] else None,
+            _as(dbias, bias) if needs[2] else None,
             *(None,) * 4,
         )
 
@@ -111,9 +118,9 @@ class AddNorm(torch.autograd.Function):
         return (
             dx if need_x else None,
             dresidual if need_residual else None,
-            dweight.to(weight.dtype) if need_weight else None,  # type: ignore[union-attr]
-            dbias.to(bias.dtype) if need_bias else None,  # type: ignore[union-attr]
+            _as(dweight, weight) if need_weight else None,
+            _as(dbias, bias) if need_bias else None,
             None,
-            dx_bias.to(x_bias.dtype) if need_x_bias else None,  # type: ignore[union-attr]
+            _as(dx_bias, x_bias) if need_x_bias else None,
             *(None,) * 6,
         )

@@ -19,6 +19,7 @@ _DTYPES = (
     *(torch.float32, torch.bfloat16, torch.float16, torch.float64),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
+_PLANS, _COPIES = triton_launch.Replays(), triton_launch.Replays()
 
 
 def limits(facts: Facts) -> tuple[str, ...]:
@@ -37,9 +38,27 @@ def _plain(x: Tensor) -> Tensor:
     return x.view(torch.uint8) if x.dtype == torch.bool else x
 
 
-def packing_plan(keep: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _launch_plan(
+    keep: Tensor,
+    counts: Tensor,
+    results: tuple[Tensor, ...],
+    key: tuple[int, int, int, torch.dtype],
+) -> tuple[triton_launch.Replay | None, ...]:
     from . import triton_kernels as kernels
 
+    batch, length, tokens, dtype = key
+    tile = triton_table.tile("packing_plan", triton_launch.architecture(keep.device), dtype)
+    options = {"BLOCK": tile["block"], "num_warps": tile["num_warps"]}
+    count = triton_launch.launch(
+        kernels.packing_count_kernel, (batch,), keep, counts, length, **options
+    )
+    plan = triton_launch.launch(
+        kernels.packing_plan_kernel, (batch,), keep, counts, *results, batch, length, tokens, **options
+    )  # fmt: skip
+    return count, plan
+
+
+def packing_plan(keep: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, length = keep.shape
     long = functools.partial(keep.new_empty, dtype=torch.int64)
     indices, places, rows = long(tokens), long(batch * length), long(tokens)
@@ -48,22 +67,15 @@ def packing_plan(keep: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor, Ten
         return indices, places, cu_seq, rows
     counts = keep.new_empty(batch, dtype=torch.int32)
     given = _plain(keep)
-    plan = triton_table.tile("packing_plan", triton_launch.architecture(keep.device), keep.dtype)
+    results = (indices, places, cu_seq, rows)
+    key = (batch, length, tokens, keep.dtype)
     with device_of(keep):
-        triton_launch.launch(
-            kernels.packing_count_kernel,
-            (batch,),
-            given,
-            counts,
-            length,
-            BLOCK=plan["block"],
-            num_warps=plan["num_warps"],
-        )
-        triton_launch.launch(
-            kernels.packing_plan_kernel, (batch,),
-            given, counts, indices, places, cu_seq, rows, batch, length, tokens,
-            BLOCK=plan["block"], num_warps=plan["num_warps"],
-        )  # fmt: skip
+        known = _PLANS.get(key)
+        if known is None or not (
+            triton_launch.replay(known[0], given, counts)
+            and triton_launch.replay(known[1], given, counts, *results)
+        ):
+            _PLANS.keep_plain(key, *_launch_plan(given, counts, results, key))
         if tokens < batch * length:
             torch._assert_async(cu_seq[-1] <= tokens, f"tokens: {tokens}, but keep has more")
     return indices, places, cu_seq, rows
@@ -78,22 +90,25 @@ def tile(architecture: str, dtype: torch.dtype, columns: int) -> tuple[int, int,
 
 
 def packing_forward(x: Tensor, source: Tensor) -> Tensor:
-    from . import triton_kernels as kernels
-
     count, columns = source.shape[0], math.prod(x.shape[1:])
     out = x.new_empty((count, *x.shape[1:]))
     if count * columns == 0:
         return out
     if x.shape[0] == 0:
         return out.zero_()
-    architecture = triton_launch.architecture(x.device)
-    block_m, block_n, num_warps = tile(architecture, x.dtype, columns)
+    pointers = (_plain(x), source, _plain(out))
+    key = (count, columns, x.dtype)
     with device_of(x):
-        triton_launch.launch(
-            kernels.packing_forward_kernel, (-(-count // block_m), -(-columns // block_n)),
-            _plain(x), source, _plain(out), count, columns,
-            BLOCK_M=block_m, BLOCK_N=block_n, num_warps=num_warps,
-        )  # fmt: skip
+        if not _COPIES.again(key, pointers):
+            from .triton_kernels import packing_forward_kernel
+
+            architecture = triton_launch.architecture(x.device)
+            block_m, block_n, num_warps = tile(architecture, x.dtype, columns)
+            known = triton_launch.launch(
+                packing_forward_kernel, (-(-count // block_m), -(-columns // block_n)), *pointers, count, columns,
+                BLOCK_M=block_m, BLOCK_N=block_n, num_warps=num_warps,
+            )  # fmt: skip
+            _COPIES.keep_plain(key, known)
     return out
 
 
