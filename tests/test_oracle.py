@@ -172,6 +172,16 @@ def test_a_planted_fault_fails(fault, dtype):
         assert case.id in str(failure.value)
 
 
+def test_bits_that_may_differ_are_those_of_the_named_alone():
+    case = PlainNorm(reason="no order")
+    with pytest.raises(AssertionError, match="a second run gave other bits"):
+        oracle.check(case, "nondeterminism", unordered=("dx",))
+    torch.manual_seed(0)
+    oracle.check(case, "nondeterminism", unordered=("out",))
+    with pytest.raises(AssertionError, match=r"out: error .* > bound"):
+        oracle.check(case, "eps_doubled", unordered=("out",))
+
+
 def test_the_wrong_shape_or_dtype_is_refused():
     truth = torch.ones(3, 4, dtype=torch.float64)
     peers = [truth.bfloat16()]

@@ -97,9 +97,13 @@ def test_the_table_covers_every_architecture_of_a_kernel() -> None:
     table = row.load()
     wanted = {"triton": {"sm_80", "sm_90", "gfx942"}, "cuda": {"sm_80", "sm_90a"}}
     # Not chosen on AMD, where scalars of the first spill, or on sm_80.
-    elsewhere = {"short": {"gfx942"}, "few": {"gfx942", "sm_80"}}
+    elsewhere = {
+        "short": {"gfx942"},
+        **{name: {"gfx942", "sm_80"} for name in ("few", "once", "round")},
+    }
     assert triton_config.short("gfx942", 16, 64, True, 1) is None
     assert all(triton_config.few(arch, 16, 64, True, 1) is None for arch in elsewhere["few"])
+    assert all(triton_config.once(arch, 16, 64, True) is None for arch in elsewhere["once"])
     for kernel in {kernel for kernel, _ in table}:
         there = wanted[kernel.split()[0]]
         if kernel.startswith("triton attention "):

@@ -127,6 +127,11 @@ def architecture(device: torch.device) -> str:
     return f"sm_{triton.runtime.driver.active.get_current_target().arch}"
 
 
+def deterministic() -> bool:
+    """Whether torch wants every sum in a fixed order."""
+    return torch.are_deterministic_algorithms_enabled()
+
+
 _PRODUCTS = {"highest": "ieee", "high": "bf16x3", "medium": "tf32"}
 
 

@@ -10,6 +10,7 @@ from bigkernels.ops.attention import triton as drawer
 from bigkernels.ops.attention import (
     triton_backward_key,
     triton_backward_mask,
+    triton_backward_once,
     triton_backward_query,
     triton_backward_rows,
     triton_backward_short,
@@ -25,6 +26,8 @@ KERNELS = {
     "query": triton_backward_query.attention_backward_query_kernel,
     "key": triton_backward_key.attention_backward_key_kernel,
     "mask": triton_backward_mask.attention_backward_mask_kernel,
+    "once": triton_backward_once.attention_backward_once_kernel,
+    "round": triton_backward_once.attention_backward_round_kernel,
     "short": triton_backward_short.attention_backward_short_kernel,
 }
 STATISTICS = ("lse_ptr", "dlse_ptr", "delta_ptr", "most_ptr", "weight_ptr", "part_ptr")
@@ -53,6 +56,12 @@ VARIANTS = {
         False,
     ),
 }
+# Kernels that some of them say nothing of: a negative scale is not for short sequences.
+ONLY = {
+    "mask": ("bias",),
+    "round": ("plain", "packed causal"),
+    "short": tuple(name for name in VARIANTS if name != "negative"),
+}
 DIMS = (64, 128, 256)
 # Products: of 16-bit elements, and of float32 by torch's three settings.
 KINDS = (("bf16", "tf32"), ("fp16", "tf32"), *(("fp32", p) for p in ("tf32", "bf16x3", "ieee")))
@@ -71,7 +80,17 @@ def _tile(
         return triton_config.few(arch, bits, dim, plain, 1)
     if name == "short":
         return triton_config.short(arch, bits, dim, plain, 1)
+    if name == "once":
+        return triton_config.once(arch, bits, dim, plain)
+    if name == "round":
+        return _round(arch, bits, dim)
     return triton_config.tiles(arch, bits, precision, dim, plain)[name]
+
+
+def _round(arch: str, bits: int, dim: int) -> triton_config.Tile | None:
+    if triton_config.once(arch, bits, dim, True) is None:
+        return None
+    return triton_config.Tile(triton_config.ROUND_ROWS, 0, triton_config.ROUND_WARPS, 1)
 
 
 def _configuration(
@@ -91,7 +110,11 @@ def _configuration(
         **{"D": dim, "DV": dim, "BLOCK_D": dim, "BLOCK_DV": dim},
         **{"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n},
     }
-    if name in ("key", "short") and arch == "sm_90" and dtype != "fp32":
+    constants = {a: value for a, value in constants.items() if a in kernel.arg_names}
+    bits = 32 if dtype == "fp32" else 16
+    if name == "rows" and triton_config.once(arch, bits, dim, plain) is None:
+        constants["part_ptr"] = None
+    if name in ("key", "short", "once") and arch == "sm_90" and dtype != "fp32":
         constants["FLAGS"] |= BITS["pinned"]
     if name == "short":
         constants["ROWS_M"] = triton_config.SHORT_ROWS
@@ -99,7 +122,7 @@ def _configuration(
     # Tiles of 64 queries or keys go through wgmma.
     narrow = name == "short" and tile.block_n < 64
     wgmma = ("HGMMA",) if dtype != "fp32" and dim <= 128 and not narrow else ()
-    products = () if ieee or name == "rows" else ("HMMA", *wgmma)
+    products = () if ieee or name in ("rows", "round") else ("HMMA", *wgmma)
     return Configuration(
         f"triton attention {name} {variant} {dim} {dtype}{' ' + precision if dtype == 'fp32' else ''}",
         kernel,
@@ -109,7 +132,9 @@ def _configuration(
             "num_warps": tile.num_warps,
             "num_stages": tile.num_stages,
             "maxnreg": triton_config.REGISTERS,
-        },
+        }
+        if name != "round"
+        else {"num_warps": tile.num_warps},
         promises=(*wide, *products),
         architectures=(arch,),
     )
@@ -118,7 +143,7 @@ def _configuration(
 def configurations() -> Iterator[Configuration]:
     for name in KERNELS:
         for variant in VARIANTS:
-            if (name == "mask" and variant != "bias") or (name, variant) == ("short", "negative"):
+            if variant not in ONLY.get(name, (variant,)):
                 continue
             for dim in DIMS:
                 for dtype, precision in KINDS:

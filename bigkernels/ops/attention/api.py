@@ -28,11 +28,7 @@ _autocast = torch.is_autocast_enabled
 _grad = torch.is_grad_enabled
 _LARGEST = sys.float_info.max
 _OPEN = (-1, -1)
-
-
-def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
-    """Remarks for ``explain``."""
-    return ("builds the whole score matrix",) if chosen == "reference" else ()
+notes = arguments.notes
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, flags: tuple[Any, ...]) -> Any:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bigkernels.ops import checks
-from bigkernels.ops.attention import contract
+from bigkernels.ops import checks, triton_launch
+from bigkernels.ops.attention import contract, triton_config
+from bigkernels.ops.attention.contract import Facts
 
 _ALIGNMENTS = ("top_left", "bottom_right")
 
@@ -35,6 +36,20 @@ class Call(NamedTuple):
     sinks: Tensor | None
     dropout_p: float
     rows: Tensor | None
+
+
+def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
+    """Remarks for ``explain``."""
+    if chosen == "reference":
+        return ("builds the whole score matrix",)
+    if chosen != "triton" or not facts.needs_grad or triton_launch.deterministic():
+        return ()
+    architecture = triton_launch.architecture(torch.device(facts.device))
+    dim = triton_config.padded(max(facts.head_dim, facts.head_dim_v))
+    if triton_config.once(architecture, facts.dtype.itemsize * 8, dim, True) is None:
+        return ()
+    how = "unless torch.use_deterministic_algorithms(True) asks for one"
+    return (f"long sequences add up the gradient of query in no fixed order, {how}",)
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:

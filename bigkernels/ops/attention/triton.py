@@ -178,6 +178,9 @@ class _Launch:
         self.short = None
         if self.dims["FLAGS"] & FLAGS["negative"] == 0:
             self.short = triton_config.short(architecture, bits, d, call.plain, call.longest)
+        self.once = None
+        if not triton_launch.deterministic():  # one pass adds up dq in no order
+            self.once = triton_config.once(architecture, bits, d, call.plain)
         rows = (call.q, call.k, call.v, *others)
         steps = [step for x in rows for step in strides_of(x)]
         aligned = all(x.data_ptr() % 16 == 0 for x in rows) and all(s % 8 == 0 for s in steps)
@@ -291,21 +294,27 @@ def _launch_long(launch: _Launch, given: Backward) -> Iterator[triton_launch.Rep
     from .triton_backward_query import attention_backward_query_kernel
     from .triton_backward_rows import attention_backward_rows_kernel
 
-    call, pointers = launch.call, given.long()
+    call, once = launch.call, launch.once
+    scratch = given.lse.numel() * launch.dims["BLOCK_D"] if once is not None else 0
+    pointers = given.long(scratch)
     dq, dk, dv = given.gradients
     inputs = (call.q, call.k, call.v, given.dout)
     # A bias wants every single gradient of a score: delta may not have the rounding of out in it.
-    summed = given.dmask is not None and given.out.dtype != torch.float32
-    for name, kernel, others, flags in (
-        ("rows", attention_backward_rows_kernel, (given.out,), FLAGS["summed"] if summed else 0),
+    summed = FLAGS["summed"] if given.dmask is not None and given.out.dtype != torch.float32 else 0
+    kernels: list[tuple[str, Any, tuple[Tensor, ...], int]] = [
+        ("rows", attention_backward_rows_kernel, (given.out,), summed),
         ("query", attention_backward_query_kernel, (dq,), 0),
         ("key", attention_backward_key_kernel, (dk, dv), launch.pinned),
-    ):
+    ]
+    for name, kernel, others, flags in kernels[: 3 if once is None else 1]:
         tiles, programs = launch.grid(name)
-        yield triton_launch.launch(
+        found = triton_launch.launch(
             kernel, (programs,), *next(pointers), *launch.strides(*inputs, *others),
             *launch.numbers(tiles), **launch.constants(launch.tiles[name], flags),
         )  # fmt: skip
+        yield None if found is None else found._replace(scratch=scratch)
+    if once is not None:
+        yield from _launch_once(launch, once, given, pointers)
     if given.dmask is not None:
         tile = launch.tiles["mask"]
         batch, heads, queries, keys = given.dmask.shape
@@ -314,6 +323,36 @@ def _launch_long(launch: _Launch, given: Backward) -> Iterator[triton_launch.Rep
             attention_backward_mask_kernel, (programs,), *next(pointers), *launch.strides(*inputs),
             *given.dmask.shape, *launch.numbers(programs), **launch.constants(tile),
         )  # fmt: skip
+
+
+def _launch_once(
+    launch: _Launch,
+    tile: triton_config.Tile,
+    given: Backward,
+    pointers: Iterator[tuple[Tensor | None, ...]],
+) -> Iterator[triton_launch.Replay | None]:
+    """One pass that adds up dq in float32, and what rounds it."""
+    from .triton_backward_once import (
+        attention_backward_once_kernel,
+        attention_backward_round_kernel,
+    )
+
+    call, (dq, dk, dv) = launch.call, given.gradients
+    batch, heads, group, queries, keys = call.sizes
+    samples = 1 if call.cu_q is not None else batch
+    tiles = call.tiles(tile.block_n, keys)
+    yield triton_launch.launch(
+        attention_backward_once_kernel, (tiles * heads // group * samples,), *next(pointers),
+        *launch.strides(call.q, call.k, call.v, given.dout, dk, dv),
+        *launch.numbers(tiles), **launch.constants(tile, launch.pinned),
+    )  # fmt: skip
+    tiles, dims = call.tiles(triton_config.ROUND_ROWS, queries), launch.dims
+    yield triton_launch.launch(
+        attention_backward_round_kernel, (tiles * heads * samples,), *next(pointers),
+        *launch.strides(dq), *call.statistic_strides(), tiles, batch, heads, queries, keys, abs(call.scale),
+        UNIT=launch.unit, D=dims["D"], BLOCK_D=dims["BLOCK_D"], BLOCK_M=triton_config.ROUND_ROWS,
+        num_warps=triton_config.ROUND_WARPS,
+    )  # fmt: skip
 
 
 def attention_backward(
@@ -339,7 +378,12 @@ def attention_backward(
     statistics = [torch.empty_like(lse) for _ in range(3)]
     shared, dlse = pointers_of(arguments), triton_launch.dense(dlse)
     given = Backward(shared, dout, out, lse, dlse, statistics, gradients, dmask)
-    key = (*key_of(arguments, dout, out), dlse is None, dmask is None)
+    key = (
+        *key_of(arguments, dout, out),
+        dlse is None,
+        dmask is None,
+        triton_launch.deterministic(),
+    )
     with triton_launch.device_of(q):
         if given.again(_BACKWARD.get(key)):
             return results

@@ -81,12 +81,18 @@ class Backward(NamedTuple):
             *self.shared, self.dout, self.out, self.lse, self.dlse, *self.statistics, part, *self.gradients,
         )  # fmt: skip
 
-    def long(self) -> Iterator[tuple[Tensor | None, ...]]:
-        """Of the kernels rows, query, key and, with a mask's gradient, mask."""
+    def long(self, scratch: int) -> Iterator[tuple[Tensor | None, ...]]:
+        """Of the kernels rows, query, key and, with a mask's gradient, mask; with scratch in which dq is added up, of
+        rows, once and round in place of the first three."""
         statistics, (dq, dk, dv) = self.statistics, self.gradients
-        yield *self.shared, self.dout, self.out, self.lse, self.dlse, *statistics
-        yield *self.shared, self.dout, *statistics, dq
-        yield *self.shared, self.dout, *statistics, dk, dv
+        part = self.lse.new_empty(scratch) if scratch else None
+        yield *self.shared, self.dout, self.out, self.lse, self.dlse, *statistics, part
+        if part is None:
+            yield *self.shared, self.dout, *statistics, dq
+            yield *self.shared, self.dout, *statistics, dk, dv
+        else:
+            yield *self.shared, self.dout, *statistics, part, dk, dv
+            yield self.shared[5], self.shared[6], part, dq  # cu_q, cu_k
         if self.dmask is not None:
             yield *self.shared, self.dout, *statistics, self.dmask
 
@@ -98,5 +104,5 @@ class Backward(NamedTuple):
             return triton_launch.replay(known[0], *self.short(known[0].scratch))
         return all(
             triton_launch.replay(launch, *pointers)
-            for launch, pointers in zip(known, self.long(), strict=True)
+            for launch, pointers in zip(known, self.long(known[0].scratch), strict=True)
         )

@@ -14,6 +14,7 @@ from bigkernels.ops.attention.triton_places import (
     load_rows,
     locate,
     statistics_of,
+    store_rows,
 )
 from bigkernels.ops.attention.triton_tiles import (
     DROPPED,
@@ -213,6 +214,7 @@ def attention_backward_rows_kernel(
     delta_ptr,
     most_ptr,
     weight_ptr,
+    part_ptr,  # (B, H, Lq, BLOCK_D) or (H, T, BLOCK_D) float32, which others add dq to, or None
     stride_qb, stride_qh, stride_qm,
     stride_kb, stride_kh, stride_kn,
     stride_vb, stride_vh, stride_vn,
@@ -262,6 +264,9 @@ def attention_backward_rows_kernel(
     out_ptr = head_of(out_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om, UNIT)
     rows = (q_ptr, stride_qm * UNIT, dout_ptr, stride_gm * UNIT, out_ptr, stride_om * UNIT)
     at = statistics_of(0, sample, head, first_q, stride_lb, stride_lh)
+    if part_ptr is not None:
+        nothing = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+        store_rows(part_ptr + at * BLOCK_D, nothing, first, BLOCK_D, queries, D)
     row_statistics(
         rows, at, (lse_ptr, dlse_ptr), (delta_ptr, most_ptr, weight_ptr), sinks_ptr,
         head, begin, end, first, i, memory, rule, extra, words, seeds, keep_scale,

@@ -60,6 +60,15 @@ _SHORT = {
 # The longest sequences it is for, by head dim up to. Longer ones keep the multiprocessors busy without it.
 SHORT = {64: 512, 128: 256}
 SHORT_ROWS = 32  # queries at a time of which it computes the numbers
+# Of the kernel of one pass over longer ones: those in which nothing spills. On sm_80, of float32 and of wider heads two
+# kernels serve: there one is not predicted to gain a tenth, or does not fit the registers.
+_ONCE = {
+    ("sm_90", 64, True): (64, 128, 8, 2),
+    ("sm_90", 64, False): (32, 128, 8, 2),
+    ("sm_90", 128, True): (32, 128, 8, 2),
+    ("sm_90", 128, False): (32, 64, 8, 2),
+}
+ROUND_ROWS, ROUND_WARPS = 64, 4  # of the kernel that rounds its dq
 # Of float32, by (products, head dim up to, plain): one tile for all. In halves of "bf16x3" heads over 64 do not
 # fit the registers: true products are taken instead.
 _FLOATS = {
@@ -103,6 +112,13 @@ def short(architecture: str, bits: int, dim: int, plain: bool, longest: int) -> 
     if architecture.startswith("gfx") or bits == 32 or longest > SHORT.get(bucket, 0):
         return None
     return Tile(*_SHORT[architecture if architecture == "sm_90" else "sm_80", bucket, plain])
+
+
+@functools.cache
+def once(architecture: str, bits: int, dim: int, plain: bool) -> Tile | None:
+    """The tile with which one pass over the scores does the backward; None if two do."""
+    found = _ONCE.get((architecture, 64 if dim <= 64 else dim, plain)) if bits == 16 else None
+    return None if found is None else Tile(*found)
 
 
 def few(architecture: str, bits: int, dim: int, plain: bool, longest: int) -> Tile | None:

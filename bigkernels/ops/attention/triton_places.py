@@ -125,3 +125,12 @@ def store_rows(ptr, tile, start, stride, count, D: tl.constexpr):
     depth = tl.arange(0, tile.shape[1])[None, :]
     at = ptr + tl.cast(start, tl.int64) * stride + (row * stride + depth)
     tl.store(at, tile.to(ptr.dtype.element_ty), mask=(start + row < count) & (depth < D))
+
+
+@triton.jit
+def add_rows(ptr, tile, start, stride, count, D: tl.constexpr):
+    """Adds as store_rows stores: what many programs add to one place, in no order."""
+    row = tl.arange(0, tile.shape[0])[:, None]
+    depth = tl.arange(0, tile.shape[1])[None, :]
+    at = ptr + tl.cast(start, tl.int64) * stride + (row * stride + depth)
+    tl.atomic_add(at, tile, mask=(start + row < count) & (depth < D), sem="relaxed")

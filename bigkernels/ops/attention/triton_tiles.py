@@ -337,3 +337,21 @@ def gradient_tile(
         products, i, j, first_i, first_j, on, inside, most, weight, rule, extra, WHOLE, FLAGS
     )
     return dscores_tile(weights, slope, dweights, delta, keep, keep_scale, FLAGS)
+
+
+@triton.jit
+def statistics_tile(delta_ptr, most_ptr, weight_ptr, i, queries):
+    """As statistics, in a loop: read as one tile of as many elements as 8 warps have threads. Of less each thread would
+    read what it needs itself, again and again."""
+    PLANES: tl.constexpr = max(4, 256 // i.shape[0])
+    plane = tl.arange(0, PLANES)[:, None] % 4
+    ptr = tl.where(plane == 0, delta_ptr, tl.where(plane == 1, most_ptr, weight_ptr))
+    found = tl.load(ptr + i[None, :], mask=(i < queries)[None, :], other=0.0)
+    found = tl.reshape(tl.trans(found), (i.shape[0], PLANES // 2, 2))
+    even, odd = tl.split(found)
+    if PLANES == 8:
+        even, _ = tl.split(tl.trans(tl.reshape(even, (i.shape[0], 2, 2)), (0, 2, 1)))
+        odd, _ = tl.split(tl.trans(tl.reshape(odd, (i.shape[0], 2, 2)), (0, 2, 1)))
+    delta, weight = tl.split(even)
+    most, _ = tl.split(odd)
+    return delta, most, weight

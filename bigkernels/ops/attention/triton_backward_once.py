@@ -1,0 +1,184 @@
+"""Triton kernel of attention's backward in one pass: a program sums dk and dv of its keys over the queries of all heads
+that share them, on transposed tiles of scores, and adds to dq of each tile what its keys give.
+
+Programs add in no order, so that the last bits of dq differ from run to run: triton_backward_query.py is for those who
+may not have that. Behind it a kernel rounds dq.
+"""
+
+import triton
+import triton.language as tl
+
+from bigkernels.ops.attention.triton_places import (
+    SIZES,
+    add_rows,
+    first_row,
+    head_of,
+    load_rows,
+    locate,
+    statistics_of,
+    store_rows,
+)
+from bigkernels.ops.attention.triton_tiles import (
+    DROPPED,
+    RANGED,
+    blocks,
+    dscores_tile,
+    keep_tile,
+    keys_on,
+    number_of,
+    pinned,
+    product,
+    seen,
+    seen_by,
+    seers,
+    signed,
+    statistics,
+    statistics_tile,
+    weights_tile,
+    words_of,
+)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def attention_backward_once_kernel(
+    q_ptr,  # (B, H, Lq, D) or packed (T, H, D)
+    k_ptr,  # (B, Hkv, Lk, D) or (Tk, Hkv, D)
+    v_ptr,  # (B, Hkv, Lk, DV) or (Tk, Hkv, DV)
+    mask_ptr,  # (B, H, Lq, Lk), int8 (not 0: on) or additive, or None
+    lengths_ptr,  # (B,) or None
+    cu_q_ptr,  # (B + 1,) or, of the dense form, None
+    cu_k_ptr,
+    slopes_ptr,  # (H,) or None
+    sinks_ptr,  # (H,) or None
+    seed_ptr,
+    offset_ptr,
+    rows_ptr,  # (B * Lq,) or (T,) int64, sample << 32 | position, or None
+    dout_ptr,  # as out
+    delta_ptr,  # (B, H, Lq) or (H, T) float32, likewise below
+    most_ptr,
+    weight_ptr,
+    part_ptr,  # (B, H, Lq, BLOCK_D) or (H, T, BLOCK_D) float32, zeros at first: dq is added to it, without the scale
+    dk_ptr,  # as k
+    dv_ptr,  # as v
+    stride_qb, stride_qh, stride_qm,
+    stride_kb, stride_kh, stride_kn,
+    stride_vb, stride_vh, stride_vn,
+    stride_gb, stride_gh, stride_gm,
+    stride_ob, stride_oh, stride_om,
+    stride_pb, stride_ph, stride_pm,
+    stride_mb, stride_mh, stride_mq, stride_mk,
+    stride_lb, stride_lh,
+    tiles, batch, heads, group, Lq, Lk, left, right, bottom_right,
+    scale, softcap, threshold: tl.int64, keep_scale,
+    FLAGS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UNIT: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    sample, head_kv, tile, first_q, first_k, queries, all_keys = locate(
+        tiles, heads // group, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, cu_k_ptr, BLOCK_N
+    )
+    first = tile * BLOCK_N
+    if first >= all_keys:
+        return
+    shift = (all_keys - queries) * bottom_right
+    keys = keys_on(lengths_ptr, sample, all_keys)
+    k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn, UNIT)
+    v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn, UNIT)
+    k = load_rows(k_ptr, first, stride_kn * UNIT, keys, False, D, BLOCK_D, BLOCK_N)
+    v = load_rows(v_ptr, first, stride_vn * UNIT, keys, False, DV, BLOCK_DV, BLOCK_N)
+    k = signed(k, FLAGS)
+    j = first + tl.arange(0, BLOCK_N)
+    first_i, last_i = seers(j, queries, keys, shift, left, right, FLAGS)
+    seeds = (seed_ptr, offset_ptr, threshold)
+    last = tl.minimum(first + BLOCK_N, keys) - 1
+    begin, _, end = blocks(first - shift, last - shift, right, left, queries, BLOCK_M)
+    if first >= keys:
+        end = begin
+    steps = tl.cdiv(end - begin, BLOCK_M)
+    dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    dv = tl.zeros((BLOCK_N, BLOCK_DV), tl.float32)
+    # One loop over heads and queries, masked throughout: nested or split, its code spills registers.
+    for turn in tl.range(0, group * steps):
+        head = head_kv * group + turn // steps
+        start = begin + turn % steps * BLOCK_M
+        i = start + tl.arange(0, BLOCK_M)
+        of_q = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm, UNIT)
+        of_dout = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm, UNIT)
+        at = statistics_of(0, sample, head, first_q, stride_lb, stride_lh)
+        q = load_rows(of_q, start, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
+        dout = load_rows(of_dout, start, stride_gm * UNIT, queries, False, DV, BLOCK_DV, BLOCK_M)
+        extra = (mask_ptr, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
+        if mask_ptr is not None:
+            of_mask = statistics_of(mask_ptr, sample, head, 0, stride_mb, stride_mh)
+            extra = (of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
+        products = product(k, q, PRECISION)
+        if mask_ptr is None:
+            delta, most, weight = statistics_tile(
+                delta_ptr + at, most_ptr + at, weight_ptr + at, i, queries
+            )
+        else:  # a mask leaves no registers for it
+            delta, most, weight = statistics(
+                delta_ptr + at, most_ptr + at, weight_ptr + at, i, queries
+            )
+        if mask_ptr is not None:  # it leaves no registers for the bounds of keys
+            on = seen(i[None, :], j[:, None], queries, keys, shift, left, right, FLAGS)
+        elif RANGED & FLAGS:
+            on = seen_by(i[None, :], first_i[:, None], last_i[:, None], FLAGS)
+        else:  # what is behind the queries has no weight, whatever is on
+            on = (j < keys)[:, None]
+        inside = (i < queries)[None, :] & (j < keys)[:, None]
+        weights, slope = weights_tile(
+            products, i[None, :], j[:, None], start, first, on, inside, most[None, :],
+            weight[None, :], (scale, softcap), extra, False, FLAGS,
+        )  # fmt: skip
+        dweights = product(v, dout, PRECISION)
+        keep = on
+        if DROPPED & FLAGS:
+            row = first_row(sample, first_q, Lq, cu_q_ptr)
+            words = words_of(rows_ptr, sample, head, heads, row, i, queries, FLAGS)
+            keep = tl.trans(keep_tile(first, words, seeds, BLOCK_M, BLOCK_N))
+        kept, dscores = dscores_tile(
+            weights, slope, dweights, delta[None, :], keep, keep_scale, FLAGS
+        )
+        dv = tl.dot(pinned(kept.to(dout.dtype), FLAGS), dout, dv, input_precision=PRECISION)
+        dscores = pinned(dscores.to(q.dtype), FLAGS)
+        dk = tl.dot(dscores, q, dk, input_precision=PRECISION)
+        dq = tl.trans(tl.dot(tl.trans(k), dscores, input_precision=PRECISION))
+        add_rows(part_ptr + at * BLOCK_D, dq, start, BLOCK_D, queries, D)
+    dk_ptr = head_of(dk_ptr, sample, head_kv, first_k, stride_ob, stride_oh, stride_om, UNIT)
+    dv_ptr = head_of(dv_ptr, sample, head_kv, first_k, stride_pb, stride_ph, stride_pm, UNIT)
+    store_rows(dk_ptr, dk * scale, first, stride_om * UNIT, all_keys, D)
+    store_rows(dv_ptr, dv, first, stride_pm * UNIT, all_keys, DV)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def attention_backward_round_kernel(
+    cu_q_ptr,  # (B + 1,) or, of the dense form, None
+    cu_k_ptr,
+    part_ptr,  # (B, H, Lq, BLOCK_D) or (H, T, BLOCK_D) float32: dq without the scale
+    dq_ptr,  # as q
+    stride_ob, stride_oh, stride_om,
+    stride_lb, stride_lh,
+    tiles, batch, heads, Lq, Lk,
+    scale,  # above 0: k had the sign
+    UNIT: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    sample, head, tile, first_q, _, queries, _ = locate(
+        tiles, heads, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, cu_q_ptr, BLOCK_M
+    )
+    first = tile * BLOCK_M
+    if first >= queries:
+        return
+    part_ptr += statistics_of(0, sample, head, first_q, stride_lb, stride_lh) * BLOCK_D
+    dq = load_rows(part_ptr, first, BLOCK_D, queries, False, D, BLOCK_D, BLOCK_M)
+    dq_ptr = head_of(dq_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om, UNIT)
+    store_rows(dq_ptr, dq * scale, first, stride_om * UNIT, queries, D)
