@@ -6,8 +6,8 @@ tune_choices.py has what each room can choose from. Where a GPU is, each candida
 flushed cache; the fastest is kept if every configuration of it that ships compiles without spills (tests/static), and
 if it is faster than the table's by more than the noise. Its row says "measured on" and the GPU. `make static-gate
 ARGS=--update` then makes the gate's table, before both are committed. --rehearse goes the same way on the emulated
-device, with small shapes: the least predicted time wins (predict.py has the formula), and rows say "predicted". Each
-room has its share of the time, the first what matters most. Nothing is tuned while a model runs.
+device, with small shapes: the least predicted time wins (predict.py has the formula), and rows say "predicted". What
+matters most comes first; all of it takes about ten minutes of a GPU. Nothing is tuned while a model runs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import contextlib
 import functools
 import importlib
 import json
+import math
 import os
 import statistics
 import sys
@@ -40,6 +41,8 @@ from bigkernels.ops import triton_launch, triton_table
 # What is not faster by more than this is not faster.
 NOISE = 0.02
 SAMPLES = 20
+# Tiles that are tried, those most like the table's, and seconds that an op has at least, if there are any left.
+MOST, LEAST_SECONDS = 16, 15.0
 Seconds = Callable[[Choice, str, str], float]
 
 
@@ -132,6 +135,11 @@ def faults(room: str, key: triton_table.Key, tile: Tile) -> list[str]:
         return [fault for found in pool.map(check, now) for fault in found]
 
 
+def _distance(own: Tile, tile: Tile) -> float:
+    """How often a number of one is doubled or halved to get the other."""
+    return sum(abs(math.log2(value / own[name])) for name, value in tile.items())
+
+
 def _timed(
     choice: Choice, key: triton_table.Key, seconds: Seconds, until: float
 ) -> list[tuple[float, Tile]]:
@@ -141,6 +149,7 @@ def _timed(
     _, architecture, dtype, bucket = key
     own = dict(triton_table.table()[key])
     others = [t for t in choice.candidates(architecture, dtype, bucket) if t != own]
+    others = sorted(others, key=functools.partial(_distance, own))[:MOST]
     found: list[tuple[float, Tile]] = []
     for tile in (own, *others):
         if tile != own and time.monotonic() > until:
@@ -168,12 +177,13 @@ def _row(choice: Choice, key: triton_table.Key, found: list[tuple[float, Tile]])
 def tune(
     architecture: str, seconds: Seconds, source: str, wanted: list[Choice], limit: float
 ) -> Iterator[dict[str, Any]]:
-    """The table's rows of one architecture. limit: seconds of all, of which each op has an equal share, and those
-    behind it what it leaves."""
-    start = time.monotonic()
+    """The table's rows of one architecture. limit: seconds of all. An op has an equal share of what is left of them, or
+    LEAST_SECONDS: what matters least is left out where they are few."""
+    end = time.monotonic() + limit
     for place, choice in enumerate(wanted):
         now = time.monotonic()
-        until = now + (start + limit - now) / (len(wanted) - place)
+        share = max(LEAST_SECONDS, (end - now) / (len(wanted) - place))
+        until = min(end, now + share)
         for dtype in choice.dtypes:
             for bucket in choice.buckets:
                 if time.monotonic() > until:

@@ -116,7 +116,9 @@ def _embedding(backward: bool, dtype: str, bucket: str, device: str, small: bool
     tables, weight, bias = (draw(words, n), draw(512, n), draw(2, n)), draw(n), draw(n)
     ids = torch.randint(0, words, (m // 64, 64), device=device)
     call = functools.partial(bk.embedding, ids, *tables, weight, bias, backend="triton")
-    return Made(call, (*tables, weight, bias) if backward else (), _ROWS / m)
+    wrt = (*tables, weight, bias) if backward else ()
+    # Of a table no more is read than tokens ask for.
+    return Made(call, wrt, _ROWS / m, {m: _ROWS, words: min(words, _ROWS)} if small else None)
 
 
 def _scatter_tiles(architecture: str, dtype: str, bucket: str) -> Iterator[Tile]:
