@@ -13,7 +13,7 @@ from bigkernels.ops.attention.triton_places import (
 )
 from bigkernels.ops.attention.triton_tiles import (
     DROPPED,
-    gradient_tile,
+    dscores_tile,
     keep_tile,
     keys_on,
     number_of,
@@ -21,6 +21,7 @@ from bigkernels.ops.attention.triton_tiles import (
     seen,
     signed,
     statistics,
+    weights_tile,
     words_of,
 )
 
@@ -125,11 +126,14 @@ def attention_backward_mask_kernel(
                     rows_ptr, sample, head, heads, first_row(sample, 0, Lq, cu_q_ptr), i, Lq, FLAGS
                 )
                 keep = keep_tile(first_j, words, seeds, BLOCK_M, BLOCK_N)
-            _, dscores = gradient_tile(
-                products, dweights, i[:, None], j[None, :], first_i, first_j, on, inside, keep,
-                (delta[:, None], most[:, None], weight[:, None]),
-                (scale, softcap), extra, keep_scale, False, FLAGS,
+            weights, _ = weights_tile(
+                products, i[:, None], j[None, :], first_i, first_j, on, inside, most[:, None],
+                weight[:, None], (scale, softcap), extra, False, FLAGS,
             )  # fmt: skip
+            # The mask is added behind the softcap, whose slope is none of its gradient.
+            _, dscores = dscores_tile(
+                weights, 1.0, dweights, delta[:, None], keep, keep_scale, FLAGS
+            )
             dmask += dscores
     if mask_queries == 1:
         dmask = tl.zeros_like(dmask) + tl.sum(dmask, 0)[None, :]

@@ -75,9 +75,9 @@ def _largest(
         j = start + tl.arange(0, BLOCK_N)
         on = seen(i[:, None], j[None, :], queries, keys, shift, left, right, FLAGS)
         inside = (i < queries)[:, None] & (j < keys)[None, :]
-        scores = tl.where(on, scores, float("-inf"))
         mask = mask_tile(i[:, None], j[None, :], first, start, inside, extra)
         scores, addend = adjusted(scores, i[:, None], j[None, :], mask, extra, FLAGS)
+        scores = tl.where(on, scores, float("-inf"))
         now, safe = rescaled(scores, addend, by, most, FLAGS)
         weights = weigh(scores, addend, by, safe[:, None], FLAGS)
         carry = tl.exp2(most - safe)

@@ -29,6 +29,7 @@ from bigkernels.ops.attention.triton_tiles import (
     number_of,
     pinned,
     product,
+    seen,
     seen_by,
     seers,
     signed,
@@ -161,7 +162,10 @@ def attention_backward_short_kernel(
             products = product(k, q, PRECISION)
             most = tl.load(most_ptr + at + i, mask=i < queries, other=0.0)
             weight = tl.load(weight_ptr + at + i, mask=i < queries, other=0.0)
-            on = seen_by(i[None, :], first_i[:, None], last_i[:, None], FLAGS)
+            if mask_ptr is None:
+                on = seen_by(i[None, :], first_i[:, None], last_i[:, None], FLAGS)
+            else:  # a mask leaves no registers for their bounds
+                on = seen(i[None, :], j[:, None], queries, keys, shift, left, right, FLAGS)
             inside = (i < queries)[None, :] & (j < keys)[:, None]
             weights, slope = weights_tile(
                 products, i[None, :], j[:, None], start, first, on, inside, most[None, :],

@@ -67,16 +67,15 @@ def _attend(
     by = factor(scale, FLAGS)
     for start in tl.range(begin, end, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
-        inside = (i < queries)[:, None] & (j < keys)[None, :]
+        on = seen(i[:, None], j[None, :], queries, keys, shift, left, right, FLAGS)
         # Behind the product, the order in which a row's weights are added up would be the mask's.
-        mask = mask_tile(i[:, None], j[None, :], first, start, inside, extra)
+        mask = mask_tile(i[:, None], j[None, :], first, start, on, extra)
         k = load_rows(k_ptr, start, stride_kn, keys, WHOLE, D, BLOCK_D, BLOCK_N)
         scores = product(q, k, PRECISION)
         scores = capped(scores, scale, softcap, FLAGS)
-        if not WHOLE:
-            on = seen(i[:, None], j[None, :], queries, keys, shift, left, right, FLAGS)
-            scores = tl.where(on, scores, float("-inf"))
         scores, addend = adjusted(scores, i[:, None], j[None, :], mask, extra, FLAGS)
+        if mask is None and not WHOLE:  # a mask is off wherever they are
+            scores = tl.where(on, scores, float("-inf"))
         now, safe = rescaled(scores, addend, by, most, FLAGS)
         weights = weigh(scores, addend, by, safe[:, None], FLAGS)
         carry = tl.exp2(most - safe)

@@ -146,7 +146,8 @@ def signed(x, FLAGS: tl.constexpr):
 def mask_tile(i, j, first_i, first_j, inside, extra):
     """The mask of queries i, from first_i on, and keys j, from first_j on; None if there is none.
 
-    inside: what of the tile exists. extra: (mask_ptr, stride_mq, stride_mk, slopes_ptr, slope, shift).
+    inside: what is read of it, what exists or less; the rest is off. extra: (mask_ptr, stride_mq, stride_mk,
+    slopes_ptr, slope, shift).
     """
     mask_ptr, stride_mq, stride_mk, _, _, _ = extra
     mask = mask_ptr
@@ -162,7 +163,7 @@ def mask_tile(i, j, first_i, first_j, inside, extra):
             if first_i >= 0:
                 mask = tl.load(at, mask=inside, other=0)
         else:
-            mask = tl.load(at, mask=inside, other=0.0)
+            mask = tl.load(at, mask=inside, other=float("-inf"))
     return mask
 
 
@@ -170,7 +171,8 @@ def mask_tile(i, j, first_i, first_j, inside, extra):
 def adjusted(scores, i, j, mask, extra, FLAGS: tl.constexpr):
     """(scores, addend): -inf where a mask turns a key off, and in units of log 2 what is added.
 
-    mask, extra: as in mask_tile. The addend means nothing without FLAGS & ADDED.
+    mask, extra: as in mask_tile. The addend means nothing without FLAGS & ADDED. Which keys are off by their place
+    is for afterwards: a mask of huge numbers would turn them on again.
     """
     _, _, _, slopes_ptr, slope, shift = extra
     addend = scores
@@ -293,10 +295,10 @@ def weights_tile(
     slope = 1.0
     if SOFTCAPPED & FLAGS:
         slope = 1.0 - (scores / softcap) * (scores / softcap)
-    if not WHOLE:
-        scores = tl.where(on, scores, float("-inf"))
     mask = mask_tile(i, j, first_i, first_j, inside, extra)
     scores, addend = adjusted(scores, i, j, mask, extra, FLAGS)
+    if not WHOLE:
+        scores = tl.where(on, scores, float("-inf"))
     return weigh(scores, addend, factor(scale, FLAGS), most, FLAGS) * weight, slope
 
 

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-
-F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
-
-Row = tuple[str, dict[str, Any]]
+from bigkernels.testing.cases.attention_masks import BF16, F16, F32, F64, MASKS, Row
 
 _HEAD_DIMS: list[Row] = [
     ("one element a head", {"shape": (2, 2, 5, 6, 1)}),
@@ -70,93 +64,6 @@ _DTYPES: list[Row] = [
         (f"{name} tails everywhere", {"shape": (1, 2, 19, 23, 21), "dim_v": 13, "dtype": dtype})
         for name, dtype in (("bfloat16", BF16), ("float16", F16), ("float64", F64))
     ),
-]
-
-_MASKS: list[Row] = [
-    *(
-        (
-            f"bool mask, not broadcast along '{dims}'",
-            {"shape": (2, 3, 20, 37, 16), "mask": "bool", "mask_dims": dims},
-        )
-        for dims in ("bhqk", "bqk", "qk", "bk", "hk", "k", "bq")
-    ),
-    *(
-        (
-            f"bias with gradient, not broadcast along '{dims}'",
-            {"shape": (2, 3, 50, 37, 16), "mask": "float", "mask_dims": dims},
-        )
-        for dims in ("bhqk", "bqk", "hqk", "qk", "bhk", "bk", "hk", "k")
-    ),
-    ("bias alone is trained", {"shape": (2, 2, 9, 70, 16), "mask": "float", "grads": "m"}),
-    ("bias is frozen", {"shape": (2, 2, 9, 70, 16), "mask": "float", "grads": "qkv"}),
-    (
-        "relative position bias over several blocks",
-        {"shape": (2, 2, 100, 300, 16), "mask": "float", "mask_dims": "hqk"},
-    ),
-    (
-        "float32 bias beside bfloat16",
-        {"shape": (2, 2, 20, 37, 32), "mask": "float32", "mask_dims": "hqk", "dtype": BF16},
-    ),
-    (
-        "bfloat16 bias",
-        {"shape": (2, 2, 20, 37, 32), "mask": "float", "mask_dims": "hqk", "dtype": BF16},
-    ),
-    (
-        "float16 bias",
-        {"shape": (2, 2, 20, 37, 32), "mask": "float", "mask_dims": "bqk", "dtype": F16},
-    ),
-    (
-        "float64 bias",
-        {"shape": (2, 2, 20, 37, 32), "mask": "float", "mask_dims": "bqk", "dtype": F64},
-    ),
-    (
-        "padding mask of a batch",
-        {"shape": (4, 2, 20, 20, 32), "mask": "bool", "mask_dims": "bk", "mask_values": "padding"},
-    ),
-    (
-        "padding mask, full shape",
-        {"shape": (4, 2, 20, 20, 32), "mask": "bool", "mask_values": "padding"},
-    ),
-    (
-        "a sample of padding alone: zeros, finite gradients",
-        {"shape": (3, 2, 9, 20, 32), "mask": "bool", "mask_dims": "bk", "mask_values": "dead"},
-    ),
-    (
-        "queries without keys among others",
-        {"shape": (3, 2, 9, 20, 32), "mask": "bool", "mask_values": "rows", "lse": True},
-    ),
-    (
-        "-inf in an additive mask",
-        {"shape": (3, 2, 9, 20, 32), "mask": "float", "mask_values": "infinite"},
-    ),
-    (
-        "-inf alone in an additive mask: dead rows",
-        {"shape": (3, 2, 9, 20, 32), "mask": "float", "mask_values": "dead", "mask_dims": "bk"},
-    ),
-    (
-        "-1e4 for off, as old BERT code has it",
-        {"shape": (3, 2, 9, 20, 32), "mask": "float", "mask_values": "huge", "mask_dims": "bk"},
-    ),
-    *(
-        (
-            f"the least {name} for off, a sample of padding alone: plain averages",
-            {
-                "shape": (3, 2, 20, 37, 32),
-                "mask": mask,
-                "mask_values": "least",
-                "mask_dims": "bqk",
-                "dtype": dtype,
-            },
-        )
-        for name, mask, dtype in (
-            ("float32", "float", F32),
-            ("float32 beside bfloat16", "float32", BF16),
-            ("bfloat16", "float", BF16),
-            ("float16", "float", F16),
-            ("float64", "float", F64),
-        )
-    ),
-    ("one number for all keys", {"shape": (2, 3, 1, 30, 16), "mask": "bool", "mask_dims": "h"}),
 ]
 
 _POSITIONS: list[Row] = [
@@ -281,6 +188,33 @@ _NUMERICS: list[Row] = [
     ("sinks", {"shape": (2, 2, 20, 37, 32), "sinks": True}),
     ("long sums of true float32 in every score", _LONG_SUMS),
     ("the rounding of lse shows in a float32 bias beside bfloat16", _LARGE_LSE),
+    (
+        "a bias behind a softcap, whose slope is not its own",
+        {
+            "shape": (2, 2, 20, 37, 32),
+            "softcap": 2.0,
+            "values": "sharp",
+            "mask": "float",
+            "mask_dims": "hqk",
+        },
+    ),
+    (
+        "all at once",
+        {
+            "shape": (2, 4, 20, 37, 32),
+            "heads_kv": 2,
+            "softcap": 5.0,
+            "alibi": True,
+            "sinks": True,
+            "mask": "float",
+            "mask_dims": "bqk",
+            "causal": True,
+            "bottom_right": True,
+            "lengths": (37, 20),
+            "dropout_p": 0.2,
+            "lse": True,
+        },
+    ),
     ("inference", {"shape": (2, 2, 20, 37, 32), "grads": ""}),
     ("only the query is trained", {"shape": (2, 2, 20, 37, 32), "grads": "q"}),
     ("only key and value are trained", {"shape": (2, 2, 20, 37, 32), "grads": "kv"}),
@@ -388,7 +322,7 @@ DENSE: list[Row] = [
     *_LENGTHS,
     *_DTYPES,
     *_TILES,
-    *_MASKS,
+    *MASKS,
     *_POSITIONS,
     *_HEADS,
     *_NUMERICS,
