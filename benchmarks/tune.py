@@ -67,12 +67,17 @@ def trying(key: triton_table.Key, tile: Tile) -> Iterator[None]:
 
 def _run(made: Made) -> None:
     """The call, with its backward where that counts."""
-    if made.wrt:
-        out: Any = made.call()
-        torch.autograd.grad(out, made.wrt, torch.ones_like(out))
-    else:
-        with torch.no_grad():
-            made.call()
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(made.deterministic, warn_only=True)
+    try:
+        if made.wrt:
+            out: Any = made.call()
+            torch.autograd.grad(out, made.wrt, torch.ones_like(out))
+        else:
+            with torch.no_grad():
+                made.call()
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def on_gpu(choice: Choice, dtype: str, bucket: str) -> float:
@@ -189,6 +194,8 @@ def tune(
                 if time.monotonic() > until:
                     break
                 key = (choice.op, architecture, dtype, bucket)
+                if key not in triton_table.table():  # another kernel serves it
+                    continue
                 found = _timed(choice, key, seconds, until)
                 for value, tile in found:
                     print(f"{' '.join(key)} {tile}: {1e6 * value:.2f} us", flush=True)

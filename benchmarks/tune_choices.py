@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import bigkernels as bk
-from bigkernels.ops import triton_launch
+from bigkernels.ops import triton_launch, triton_table
 from bigkernels.ops.ffn import triton_tiles
 
 Tile = dict[str, int]
@@ -20,12 +20,13 @@ Tile = dict[str, int]
 
 class Made(NamedTuple):
     """A call, and what is differentiated where that counts. parts: how many times as much the whole is; sizes: of its
-    tensors' dimensions, the whole."""
+    tensors' dimensions, the whole. deterministic: by torch's setting."""
 
     call: Callable[[], object]
     wrt: tuple[Tensor, ...] = ()
     parts: float = 1.0
     sizes: dict[int, int] | None = None
+    deterministic: bool = False
 
 
 # Bytes of shared memory that a program may have.
@@ -121,6 +122,49 @@ def _embedding(backward: bool, dtype: str, bucket: str, device: str, small: bool
     return Made(call, wrt, _ROWS / m, {m: _ROWS, words: min(words, _ROWS)} if small else None)
 
 
+def _attention_tiles(kernel: str, architecture: str, dtype: str, bucket: str) -> Iterator[Tile]:
+    """Sums of scores and of gradients in at most 176 registers a thread. The forward's BLOCK_N is the table's: in its
+    blocks a row's softmax is rescaled, in plain and masked calls alike; and no row is shared by two warps."""
+    d = int(bucket.split()[0])
+    own = triton_table.table().get((f"attention_{kernel}", architecture, dtype, bucket))
+    if own is None:
+        return
+    forward = kernel in ("forward", "few")
+    # Planes of scores, and of which of q and k a gradient or the result is summed up.
+    planes, of_q, of_k = {
+        **{"forward": (1, 1, 0), "few": (1, 1, 0), "query": (2, 1, 0)},
+        **{"rows": (2, 0, 0), "mask": (2, 0, 0)},
+    }.get(kernel, (2, 0, 2))
+    columns = (own["block_n"],) if forward else (32, 64, 128)
+    for m, n, warps, stages in itertools.product((32, 64, 128), columns, (4, 8), (1, 2, 3)):
+        if forward and m < max(64, 16 * warps):
+            continue
+        if kernel == "few" and m != own["block_m"]:
+            continue
+        sums = planes * m * n + d * (of_q * m + of_k * n)
+        shared = 2 * d * ((m if forward else 2 * n) + 2 * stages * (n if forward else m))
+        if 16 <= sums // (32 * warps) <= 176 and shared <= SHARED[architecture]:
+            yield {"block_m": m, "block_n": n, "num_warps": warps, "num_stages": stages}
+
+
+def _attention(kernel: str, dtype: str, bucket: str, device: str, small: bool) -> Made:
+    """Lengths for which the kernel is chosen; busy: with an additive bias."""
+    d, busy = int(bucket.split()[0]), bucket.endswith("busy")
+    length = {"few": 64, "short": 512 if d == 64 else 256}.get(kernel, 1024)
+    heads, parts = (1, 256.0) if small else (256, 1.0)
+    draw = functools.partial(_draw, device, dtype)
+    q, k, v = (draw(1, heads, length, d) for _ in range(3))
+    mask = draw(1, 1, length, length) if busy else None
+    wrt = [] if kernel in ("forward", "few") else [q, k, v]
+    if mask is not None and kernel == "mask":
+        wrt.append(mask)
+    elif mask is not None:
+        mask = mask.detach()
+    attend = functools.partial(bk.scaled_dot_product_attention, q, k, v, mask)
+    call = functools.partial(attend, backend="triton")
+    return Made(call, tuple(wrt), parts, deterministic=kernel in ("rows", "query", "key"))
+
+
 def _scatter_tiles(architecture: str, dtype: str, bucket: str) -> Iterator[Tile]:
     for m, n in itertools.product((8, 16, 32), (128, 256, 512)):
         if m * n <= 64 * 128:
@@ -184,9 +228,31 @@ def _sums(dtype: str, bucket: str, device: str, small: bool) -> Made:
     return Made(functools.partial(triton_launch.column_sums, partials, torch.float32))
 
 
+_PAIRS = ("64 plain", "128 plain", "64 busy", "128 busy")
+_ALL = (*_PAIRS, "256 plain", "256 busy")
+# Kernels of attention and their buckets: what everybody runs, and what is left.
+_FIRST = {"forward": _ALL, "short": _PAIRS, "once": _PAIRS}
+_LAST = {
+    "few": _PAIRS[:2],
+    "mask": ("64 busy", "128 busy", "256 busy"),
+    "key": _ALL,
+    "query": _ALL,
+    "rows": _ALL,
+}
+
+
+def _of_attention(kernels: dict[str, tuple[str, ...]]) -> Iterator[Choice]:
+    for name, buckets in kernels.items():
+        kernel = "forward" if name in ("forward", "few") else f"backward_{name}"
+        tiles, call = functools.partial(_attention_tiles, name), functools.partial(_attention, name)
+        op = f"attention_{name}"
+        yield Choice("attention", op, f"attention_{kernel}_kernel", buckets, tiles, call)
+
+
 def choices() -> Iterator[Choice]:
     """What is tuned, in the order of what it matters."""
     part = functools.partial
+    yield from _of_attention(_FIRST)
     wide = ("1024", "4096", "512", "2048", "256")
     for direction in ("forward", "backward"):
         back = direction == "backward"
@@ -198,6 +264,7 @@ def choices() -> Iterator[Choice]:
         kernel = "ffn_backward_kernel" if direction == "backward" else "ffn_forward_kernel"
         tiles, call = part(_ffn_tiles, direction == "gated"), part(_ffn, direction)
         yield Choice("ffn", f"ffn_{direction}", kernel, tuple(_PLANES), tiles, call)
+    yield from _of_attention(_LAST)
     for direction in ("forward", "backward"):
         back = direction == "backward"
         yield Choice(

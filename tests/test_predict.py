@@ -93,11 +93,15 @@ def test_what_is_tuned_is_what_the_table_has():
         for architecture, dtype, bucket in itertools.product(
             triton_table.ARCHITECTURES, choice.dtypes, choice.buckets
         ):
-            own = triton_table.table()[choice.op, architecture, dtype, bucket]
+            own = triton_table.table().get((choice.op, architecture, dtype, bucket))
+            if own is None:
+                assert choice.room == "attention"  # some of whose kernels are not for every GPU
+                continue
             found = list(choice.candidates(architecture, dtype, bucket))
             assert found and all(tile.keys() == own.keys() for tile in found), choice.op
             assert len({tuple(tile.values()) for tile in found}) == len(found), choice.op
-    assert {key[0] for key in triton_table.table()} == ops
+    # Of float32 attention one tile is for all kernels.
+    assert {key[0] for key in triton_table.table()} - ops == {"attention"}
 
 
 def test_a_launch_takes_its_waves_and_what_too_few_programs_do_not_overlap():
