@@ -110,11 +110,10 @@ def attention_backward_short_kernel(
         of_dout = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm, UNIT)
         of_out = head_of(out_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om, UNIT)
         at = statistics_of(0, sample, head, first_q, stride_lb, stride_lh)
-        slope = number_of(slopes_ptr, head)
-        extra = (mask_ptr, stride_mq, stride_mk, slopes_ptr, slope, shift)
+        extra = (mask_ptr, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
         if mask_ptr is not None:
             of_mask = statistics_of(mask_ptr, sample, head, 0, stride_mb, stride_mh)
-            extra = (of_mask, stride_mq, stride_mk, slopes_ptr, slope, shift)
+            extra = (of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
         last = tl.minimum(first + ROWS_M, queries) - 1
         begin, _, end = blocks(first + shift, last + shift, left, right, keys, ROWS_N)
         row_statistics(
@@ -125,8 +124,7 @@ def attention_backward_short_kernel(
             FLAGS, PRECISION, D, DV, BLOCK_D, BLOCK_DV, ROWS_M, ROWS_N,
         )  # fmt: skip
     for first in range(0, tl.maximum(all_keys, 1), BLOCK_N):
-        # What other threads of this program have written, of the numbers above or of dq, is read below.
-        tl.debug_barrier()
+        tl.debug_barrier()  # what other threads have written, the numbers above or dq, is read below
         k = load_rows(k_ptr, first, stride_kn * UNIT, keys, False, D, BLOCK_D, BLOCK_N)
         v = load_rows(v_ptr, first, stride_vn * UNIT, keys, False, DV, BLOCK_DV, BLOCK_N)
         k = signed(k, FLAGS)
@@ -162,9 +160,8 @@ def attention_backward_short_kernel(
             products = product(k, q, PRECISION)
             most = tl.load(most_ptr + at + i, mask=i < queries, other=0.0)
             weight = tl.load(weight_ptr + at + i, mask=i < queries, other=0.0)
-            if mask_ptr is None:
-                on = seen_by(i[None, :], first_i[:, None], last_i[:, None], FLAGS)
-            else:  # a mask leaves no registers for their bounds
+            on = seen_by(i[None, :], first_i[:, None], last_i[:, None], FLAGS)
+            if mask_ptr is not None:  # it leaves no registers for the bounds of keys
                 on = seen(i[None, :], j[:, None], queries, keys, shift, left, right, FLAGS)
             inside = (i < queries)[None, :] & (j < keys)[:, None]
             weights, slope = weights_tile(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bigkernels.testing.cases.attention_table import BF16, F16, F64, Row
+from bigkernels.testing.cases.attention_masks import BF16, F16, F64, Row
 
 PACKED: list[Row] = [
     ("two sequences", {"lengths": (5, 9)}),
