@@ -4,6 +4,7 @@ bias with its gradient against flex, six bare products beside the feed-forward b
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 from collections.abc import Callable, Iterator
 from itertools import accumulate
@@ -207,7 +208,8 @@ def new_lengths(context: Context) -> Iterator[Case]:
 def host(context: Context) -> Iterator[Case]:
     """What a fused operation costs the caller."""
     for backend, (name, case) in itertools.product(context.ours, HOST.items()):
-        if backend == "cuda":
+        contract = importlib.import_module(f"bigkernels.ops.{case.room}.contract")
+        if backend == "cuda" or backend not in contract.BACKENDS:
             continue
 
         def setup(backend: str = backend, case: Any = case) -> Callable[[], object]:

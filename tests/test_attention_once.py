@@ -83,6 +83,24 @@ def test_one_pass_matches_float64_and_has_the_bits_of_two_but_of_dq(case, device
         assert name in UNORDERED or oracle.same_bits(value, expected[name]), name
 
 
+def test_slopes_below_0_make_no_infinity_behind_the_queries(device):
+    """Rows of a tile that are no queries have no weight, but theirs times infinity would be NaN."""
+    case = _dense("slopes below 0", (1, 1, 20, 200, 64), alibi=True)
+    _require(device, case)
+    q, k, v = (torch.randn(1, 1, n, 64, device=device.type) for n in (20, 200, 200))
+    slopes = torch.tensor([-1.0], device=device.type)
+
+    def gradients(backend, dtype):
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        out = bk.scaled_dot_product_attention(*leaves, alibi_slopes=slopes, backend=backend)
+        return torch.autograd.grad(out.float().sum(), leaves)
+
+    with one_pass():
+        found = gradients(device.backend, torch.bfloat16)
+    for got, expected in zip(found, gradients("reference", torch.float32), strict=True):
+        torch.testing.assert_close(got.float(), expected, rtol=3e-2, atol=3e-2)
+
+
 def test_deterministic_algorithms_are_obeyed_call_by_call(device, launched):
     case = _dense("the switch", (1, 1, 40, 140, 64))
     _require(device, case)

@@ -69,8 +69,7 @@ class BertForMaskedLM(nn.Module):
         """Logits (B, L, V) and, with labels (B, L), -100 = not asked for, the mean cross-entropy."""
         hidden = self.bert(input_ids, attention_mask, token_type_ids, position_ids)[0]
         logits = self.cls["predictions"](hidden)
-        rows = logits.flatten(0, 1)  # most of them not asked for, which our kernel does not read
-        loss = None if labels is None else bk.cross_entropy(rows, labels.flatten())
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         return HeadOutput(loss, logits)
 
 

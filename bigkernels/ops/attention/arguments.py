@@ -44,12 +44,16 @@ def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
         return ("builds the whole score matrix",)
     if chosen != "triton" or not facts.needs_grad or triton_launch.deterministic():
         return ()
+    if (
+        facts.device == "cuda" and not torch.cuda.is_available()
+    ):  # fake tensors: which GPU is not known
+        return ()
     architecture = triton_launch.architecture(torch.device(facts.device))
     dim = triton_config.padded(max(facts.head_dim, facts.head_dim_v))
     if triton_config.once(architecture, facts.dtype.itemsize * 8, dim, True) is None:
         return ()
     how = "unless torch.use_deterministic_algorithms(True) asks for one"
-    return (f"long sequences add up the gradient of query in no fixed order, {how}",)
+    return (f"one pass over the scores adds up the gradient of query in no fixed order, {how}",)
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:

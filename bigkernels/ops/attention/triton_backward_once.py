@@ -128,7 +128,7 @@ def attention_backward_once_kernel(
             )
         if mask_ptr is not None:  # it leaves no registers for the bounds of keys
             on = seen(i[None, :], j[:, None], queries, keys, shift, left, right, FLAGS)
-        elif RANGED & FLAGS:
+        elif (RANGED & FLAGS) or slopes_ptr is not None:  # a slope below 0 grows behind the queries
             on = seen_by(i[None, :], first_i[:, None], last_i[:, None], FLAGS)
         else:  # what is behind the queries has no weight, whatever is on
             on = (j < keys)[:, None]

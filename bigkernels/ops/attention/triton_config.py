@@ -1,6 +1,6 @@
-"""How the Triton kernels of attention are launched: tiles of ../tiles.json, by architecture, dtype, head dims and what
-a tile of scores holds. Batches are not in it, and of lengths only whether all are short: none of them changes a bit,
-and lengths cost one more build at most.
+"""How the Triton kernels of attention are launched: tiles of ../tiles.json, by architecture, dtype, head dims, what
+a tile of scores holds, and whether all sequences are short, which costs one more build at most. Neither lengths nor
+batches change a bit, but of dq where one pass serves the backward: its programs add in no order.
 
 BLOCK_N of the forward, in whose blocks a row's softmax is rescaled, follows from architecture, dtype and head dims
 alone: padded, packed and masked calls agree in every bit. The one exception is 16-bit heads of 65 to 128 on sm_90,

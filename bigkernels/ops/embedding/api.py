@@ -227,7 +227,7 @@ def _embedding(
 ) -> Tensor:
     """tensors: ids, word, position, types, weight, bias, position_ids, type_ids, rows."""
     ids, word, position, types, weight, bias, position_ids, type_ids, rows = tensors
-    through = False
+    through = new = False
     key = backends.call_key((eps, *padding, dropout_p, backend), *tensors)
     known = None if key is None else _KNOWN.get(key)
     if known is None:
@@ -238,6 +238,7 @@ def _embedding(
         name = backends.choose("embedding", facts, backend)
         through = name == "reference" or checks.through_reference()
         known = float(eps), float(dropout_p), name, facts.needs_grad
+        new = not through
     if position_ids is not None:
         position_ids = _whole("position_ids", position_ids, ids)
     elif position is not None and known[2] == "cpu" and not through:
@@ -246,7 +247,7 @@ def _embedding(
         type_ids = _whole("type_ids", type_ids, ids)
     if ids.dtype is not torch.int64:
         ids = ids.to(torch.int64)
-    if key is not None and not through:
+    if new and key is not None:
         _KNOWN.keep(key, known)
     eps, dropout_p, name, needs_grad = known
     seed_, offset_ = dropout.seeds(seed, offset, word, dropout_p)
