@@ -37,7 +37,7 @@ from tests.emulator.memory import DeviceMemory
 HALF = torch.bfloat16
 ON: dict[str, Any] = {"backend": "triton"}
 Call = Callable[[], Any]
-WARM, NEW = range(17, 57), range(64, 250)  # lengths
+WARM, NEW = range(17, 90), range(96, 280)  # lengths: of short tiles and of long ones, then more
 
 
 class Case(NamedTuple):
