@@ -96,6 +96,11 @@ def multiprocessors(device: torch.device) -> int:
 _REGISTERS = 65536  # of a multiprocessor
 
 
+def row_tile(op: str, x: Tensor, n: int) -> RowTile:
+    """The table's, for rows of n columns like x."""
+    return triton_table.row_tile(op, architecture(x.device), x.dtype, n)
+
+
 def row_programs(device: torch.device, row_blocks: int, tile: RowTile) -> int:
     """Programs that go round over rows, as many as run at once: each makes one partial sum.
 
@@ -261,7 +266,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     return Replay(hooked, device, run, (*grid, 1, 1)[:3], function, metadata, values)
 
 
-def replay(known: Replay, *pointers: Tensor | None) -> bool:
+def replay(known: Replay, pointers: tuple[Tensor | None, ...]) -> bool:
     """Launches again with other tensors, of the same dtypes and with the same ones missing; only if that is plain."""
     bits = 0
     for pointer in pointers:
@@ -283,10 +288,10 @@ Key = tuple[Any, ...]
 class Replays(Remembered[tuple[Replay, ...]]):
     """The launches of an op's earlier calls, by all that their numbers, constants and missing pointers follow from."""
 
-    def again(self, key: Key, pointers: tuple[Tensor | None, ...]) -> bool:
-        """Whether the one launch of an earlier call could serve this one."""
+    def again(self, key: Key, *pointers: tuple[Tensor | None, ...]) -> bool:
+        """Whether the launches of an earlier call could serve this one; of each its pointers."""
         known = self.get(key)
-        return known is not None and replay(known[0], *pointers)
+        return known is not None and all(map(replay, known, pointers))
 
     def keep_plain(self, key: Key, *launches: Replay | None) -> None:
         """Of a call, all of whose launches were plain."""
@@ -342,8 +347,7 @@ def column_sums(partials: list[Tensor | None], dtype: torch.dtype) -> list[Tenso
         pointers = (*partials, *absent, *totals, *absent)
         count, n = given[0].shape
         key = (count, n, len(partials), dtype, *map(kind, partials))
-        known = _COLUMN_SUMS.get(key)
-        if known is None or not replay(known[0], *pointers):
+        if not _COLUMN_SUMS.again(key, pointers):
             tile = triton_table.tile("column_sum", architecture(given[0].device), torch.float32)
             form = {"BLOCK_M": tile["block_m"], "BLOCK_N": tile["block_n"]}
             form["num_warps"] = tile["num_warps"]

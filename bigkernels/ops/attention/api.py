@@ -18,9 +18,8 @@ from bigkernels.ops.attention.contract import Facts
 _OPS = {name: library.kernels(name, contract.BACKENDS) for name in contract.SCHEMAS}
 backends.register("attention", contract.BACKENDS)
 
-_KNOWN: backends.Remembered[Any] = (
-    backends.Remembered()
-)  # all of a call but its tensors, its drawer, its facts
+# All of a call but its tensors, its drawer, its facts.
+_KNOWN: backends.Remembered[Any] = backends.Remembered()
 _plain_cpu = _OPS["attention_forward_plain"]["cpu"]._op
 _functorch = torch._C._functorch.peek_interpreter_stack
 _tracing = torch._C._get_tracing_state

@@ -44,9 +44,8 @@ def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
         return ("builds the whole score matrix",)
     if chosen != "triton" or not facts.needs_grad or triton_launch.deterministic():
         return ()
-    if (
-        facts.device == "cuda" and not torch.cuda.is_available()
-    ):  # fake tensors: which GPU is not known
+    # Of fake tensors it is not known which GPU they are on.
+    if facts.device == "cuda" and not torch.cuda.is_available():
         return ()
     architecture = triton_launch.architecture(torch.device(facts.device))
     dim = triton_config.padded(max(facts.head_dim, facts.head_dim_v))

@@ -209,18 +209,19 @@ class _Launch:
             "maxnreg": triton_config.REGISTERS,
         }
 
-    def grid(self, kernel: str) -> tuple[int, int]:
-        """(programs a head, programs), of a kernel that goes over queries, or "key"."""
+    def grid(self, block: int, of_keys: bool = False) -> tuple[int, int]:
+        """(programs a head, programs), of a kernel that goes over queries, or keys, in blocks."""
         batch, heads, group, queries, keys = self.call.sizes
-        tile = self.tiles[kernel]
-        tiles = self.call.tiles(
-            *((tile.block_n, keys) if kernel == "key" else (tile.block_m, queries))
-        )
-        units = heads // group if kernel == "key" else heads
+        tiles = self.call.tiles(block, keys if of_keys else queries)
+        units = heads // group if of_keys else heads
         return tiles, tiles * units * (1 if self.call.cu_q is not None else batch)
 
 
 _FORWARD, _BACKWARD = triton_launch.Replays(), triton_launch.Replays()
+
+
+def _no_sequence(cu_seq: Tensor | None) -> bool:
+    return cu_seq is not None and cu_seq.shape[0] < 2
 
 
 def attention_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -228,17 +229,15 @@ def attention_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     out = contract.like_layout(q, v.shape[-1])
     shape = q.shape[:-1] if cu_q is None else (q.shape[1], q.shape[0])
     lse = q.new_empty(shape, dtype=torch.float32)
-    if (
-        cu_q is not None
-    ):  # rows behind the last sequence are no program's, and only the device knows them
+    # Rows behind the last sequence are no program's, and only the device knows them.
+    if cu_q is not None:
         out.zero_()
         lse.fill_(-torch.inf)
-    if lse.numel() == 0 or (cu_q is not None and cu_q.shape[0] < 2):
+    if lse.numel() == 0 or _no_sequence(cu_q):
         return out, lse
     key, pointers = key_of(arguments), pointers_of(arguments)
     with triton_launch.device_of(q):
-        known = _FORWARD.get(key)
-        if known is None or not triton_launch.replay(known[0], *pointers, out, lse):
+        if not _FORWARD.again(key, (*pointers, out, lse)):
             _FORWARD.keep_plain(key, _launch_forward(_call(*arguments), pointers, out, lse))
     return out, lse
 
@@ -249,10 +248,11 @@ def _launch_forward(
     from .triton_forward import attention_forward_kernel
 
     launch = _Launch(call, out)
-    tiles, programs = launch.grid("forward")
+    tile = launch.tiles["forward"]
+    tiles, programs = launch.grid(tile.block_m)
     return triton_launch.launch(
         attention_forward_kernel, (programs,), *pointers, out, lse, *launch.strides(call.q, call.k, call.v, out),
-        *launch.numbers(tiles), **launch.constants(launch.tiles["forward"]),
+        *launch.numbers(tiles), **launch.constants(tile),
     )  # fmt: skip
 
 
@@ -307,10 +307,11 @@ def _launch_long(launch: _Launch, given: Backward) -> Iterator[triton_launch.Rep
         ("key", attention_backward_key_kernel, (dk, dv), launch.pinned),
     ]
     for name, kernel, others, flags in kernels[: 3 if once is None else 1]:
-        tiles, programs = launch.grid(name)
+        tile, of_keys = launch.tiles[name], name == "key"
+        tiles, programs = launch.grid(tile.block_n if of_keys else tile.block_m, of_keys)
         found = triton_launch.launch(
             kernel, (programs,), *next(pointers), *launch.strides(*inputs, *others),
-            *launch.numbers(tiles), **launch.constants(launch.tiles[name], flags),
+            *launch.numbers(tiles), **launch.constants(tile, flags),
         )  # fmt: skip
         yield None if found is None else found._replace(scratch=scratch)
     if once is not None:
@@ -338,17 +339,16 @@ def _launch_once(
     )
 
     call, (dq, dk, dv) = launch.call, given.gradients
-    batch, heads, group, queries, keys = call.sizes
-    samples = 1 if call.cu_q is not None else batch
-    tiles = call.tiles(tile.block_n, keys)
+    tiles, programs = launch.grid(tile.block_n, of_keys=True)
     yield triton_launch.launch(
-        attention_backward_once_kernel, (tiles * heads // group * samples,), *next(pointers),
+        attention_backward_once_kernel, (programs,), *next(pointers),
         *launch.strides(call.q, call.k, call.v, given.dout, dk, dv),
         *launch.numbers(tiles), **launch.constants(tile, launch.pinned),
     )  # fmt: skip
-    tiles, dims = call.tiles(triton_config.ROUND_ROWS, queries), launch.dims
+    batch, heads, _, queries, keys = call.sizes
+    (tiles, programs), dims = launch.grid(triton_config.ROUND_ROWS), launch.dims
     yield triton_launch.launch(
-        attention_backward_round_kernel, (tiles * heads * samples,), *next(pointers),
+        attention_backward_round_kernel, (programs,), *next(pointers),
         *launch.strides(dq), *call.statistic_strides(), tiles, batch, heads, queries, keys, abs(call.scale),
         UNIT=launch.unit, D=dims["D"], BLOCK_D=dims["BLOCK_D"], BLOCK_M=triton_config.ROUND_ROWS,
         num_warps=triton_config.ROUND_WARPS,
@@ -368,7 +368,7 @@ def attention_backward(
     dmask = mask.new_empty(mask.shape) if flags[-1] and mask is not None else None
     results = (*gradients, q.new_empty(0) if dmask is None else dmask)
     cu_q = arguments[5]
-    nothing = q.numel() == 0 or k.numel() == 0 or (cu_q is not None and cu_q.shape[0] < 2)
+    nothing = q.numel() == 0 or k.numel() == 0 or _no_sequence(cu_q)
     if nothing or cu_q is not None:  # as in the forward: rows behind the last sequence
         for gradient in results:
             gradient.zero_()
@@ -378,12 +378,8 @@ def attention_backward(
     statistics = [torch.empty_like(lse) for _ in range(3)]
     shared, dlse = pointers_of(arguments), triton_launch.dense(dlse)
     given = Backward(shared, dout, out, lse, dlse, statistics, gradients, dmask)
-    key = (
-        *key_of(arguments, dout, out),
-        dlse is None,
-        dmask is None,
-        triton_launch.deterministic(),
-    )
+    without = dlse is None, dmask is None
+    key = (*key_of(arguments, dout, out), *without, triton_launch.deterministic())
     with triton_launch.device_of(q):
         if given.again(_BACKWARD.get(key)):
             return results

@@ -101,8 +101,5 @@ class Backward(NamedTuple):
         if known is None:
             return False
         if len(known) == 1:
-            return triton_launch.replay(known[0], *self.short(known[0].scratch))
-        return all(
-            triton_launch.replay(launch, *pointers)
-            for launch, pointers in zip(known, self.long(known[0].scratch), strict=True)
-        )
+            return triton_launch.replay(known[0], self.short(known[0].scratch))
+        return all(map(triton_launch.replay, known, self.long(known[0].scratch)))

@@ -40,7 +40,7 @@ _AMD_WIDE_MASK = Tile(16, 16, 8, 1)  # of float32 heads over 128
 
 def padded(dim: int) -> int:
     """Columns of a tile of a head dim."""
-    return max(16, 1 << (dim - 1).bit_length())
+    return max(16, triton_table.padded(dim))
 
 
 def products(precision: str, dim: int) -> str:

@@ -56,10 +56,7 @@ def cross_entropy_forward(
     of_all = (loss if reduced else None, target, *sums, good)
     key = (count, classes, ignore_index, label_smoothing, reduction, wide, logits.dtype)
     with device_of(logits):
-        known = _FORWARD.get(key)
-        if known is None or not (
-            triton_launch.replay(known[0], *of_rows) and triton_launch.replay(known[1], *of_all)
-        ):
+        if not _FORWARD.again(key, of_rows, of_all):
             _FORWARD.keep_plain(key, *_launch_forward(of_rows, of_all, *key[:4]))
         # On a GPU it stops the kernels that follow, as torch's own loss does; nobody waits for it.
         torch._assert_async(good, f"index out of range: a target is not in [0, {classes})")

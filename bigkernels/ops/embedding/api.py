@@ -242,7 +242,7 @@ def _embedding(
     if position_ids is not None:
         position_ids = _whole("position_ids", position_ids, ids)
     elif position is not None and known[2] == "cpu" and not through:
-        position_ids = reference.places(ids, rows)
+        position_ids = contract.places(ids, rows)
     if type_ids is not None:
         type_ids = _whole("type_ids", type_ids, ids)
     if ids.dtype is not torch.int64:

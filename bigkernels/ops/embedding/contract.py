@@ -25,7 +25,7 @@ class Facts(NamedTuple):
 
 
 # Ids are int64, of ids' shape. Without type_ids all are 0; without position_ids a token's is its own place
-# (reference.places), which the CPU's kernels are always given.
+# (places), which the CPU's kernels are always given.
 SCHEMAS = {
     "embedding_forward": "(Tensor ids, Tensor word, Tensor? position_ids, Tensor? position,"
     " Tensor? type_ids, Tensor? types, Tensor? weight, Tensor? bias, float eps, float dropout_p,"
@@ -42,6 +42,15 @@ SCHEMAS = {
 def stat_dtype(dtype: torch.dtype) -> torch.dtype:
     """Statistics and gradients of weight and bias: float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def places(ids: Tensor, rows: Tensor | None) -> Tensor:
+    """The place of each token in its sequence: its column, or what ``rows`` says; of ids' shape."""
+    if rows is not None:
+        return (rows & 0xFFFFFFFF).reshape(ids.shape)
+    if ids.dim() == 0:
+        return torch.zeros_like(ids, dtype=torch.int64)
+    return torch.arange(ids.shape[-1], device=ids.device).expand(ids.shape)
 
 
 def _stat(x: Tensor, size: int | torch.SymInt) -> Tensor:

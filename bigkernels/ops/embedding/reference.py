@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bigkernels.ops import dropout
-from bigkernels.ops.embedding.contract import stat_dtype
-
-
-def places(ids: Tensor, rows: Tensor | None) -> Tensor:
-    """The place of each token in its sequence: its column, or what ``rows`` says; of ids' shape."""
-    if rows is not None:
-        return (rows & 0xFFFFFFFF).reshape(ids.shape)
-    if ids.dim() == 0:
-        return torch.zeros_like(ids, dtype=torch.int64)
-    return torch.arange(ids.shape[-1], device=ids.device).expand(ids.shape)
+from bigkernels.ops.embedding.contract import places, stat_dtype
 
 
 def embedding(

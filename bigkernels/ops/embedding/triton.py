@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from bigkernels.ops import triton_launch, triton_table
+from bigkernels.ops.embedding import contract
 from bigkernels.ops.embedding.contract import Facts
 from bigkernels.ops.triton_launch import Dropout, dense, device_of, kind
-from bigkernels.ops.triton_table import RowTile, row_tile
+from bigkernels.ops.triton_table import RowTile
 
 # Two float32 accumulators and the sum of the tables of a wider row do not fit the registers of 16 warps.
 MAX_COLUMNS = 4096
@@ -35,10 +36,6 @@ def limits(facts: Facts) -> tuple[str, ...]:
 def splits(count: int) -> int:
     """Into how many shares the tokens of each row of a table of `count` rows are cut."""
     return max(1, min(MOST_SPLITS, SCATTER_ROWS // count))
-
-
-def _tile(op: str, word: Tensor, n: int) -> RowTile:
-    return row_tile(op, triton_launch.architecture(word.device), word.dtype, n)
 
 
 def _rows_of(table: Tensor | None) -> int:
@@ -75,7 +72,7 @@ def embedding_forward(
     key = (*numbers, dropout_p, *map(kind, pointers))
     with device_of(word):
         if not _FORWARD.again(key, pointers):
-            tile = _tile("embedding_forward", word, n)
+            tile = triton_launch.row_tile("embedding_forward", word, n)
             _FORWARD.keep_plain(key, _launch_forward(pointers, numbers, dropout, tile))
         # On a GPU it stops the kernels that follow, as torch's own embedding does; nobody waits for it.
         torch._assert_async(good.all(), "index out of range: an id is outside its table")
@@ -89,7 +86,7 @@ def _launch_forward(
 
     return triton_launch.launch(
         embedding_forward_kernel, (-(-numbers[1] // tile.block_m),), *pointers, *numbers, *dropout.rule(),
-        DROPOUT=dropout.p > 0.0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
+        DROPOUT=dropout.p > 0.0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, **tile.options(),
     )  # fmt: skip
 
 
@@ -141,8 +138,7 @@ def _launch_backward(
 
     known = triton_launch.launch(
         embedding_backward_kernel, (programs,), *pointers, *numbers, *dropout.rule(),
-        DROPOUT=dropout.p > 0.0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
-        maxnreg=tile.registers,
+        DROPOUT=dropout.p > 0.0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, **tile.options(),
     )  # fmt: skip
     _BACKWARD.keep_plain(key, known)
 
@@ -179,7 +175,7 @@ def embedding_backward(
         length = ids.shape[-1] if ids.dim() else 1
         if m > 0:
             parts = (ids, word, position_ids, position, type_ids, types, weight)
-            tile = _tile("embedding_backward", word, n)
+            tile = triton_launch.row_tile("embedding_backward", word, n)
             programs = triton_launch.row_programs(word.device, -(-m // tile.block_m), tile)
             partials = [mean.new_empty(programs, n) if s else None for s in needs[3:]]
             given = (dout.contiguous(), mean, rstd, *map(dense, parts), written, *partials)
@@ -190,7 +186,7 @@ def embedding_backward(
         else:
             sums = [mean.new_zeros(n) if s else None for s in needs[3:]]
         if position_ids is None and rows is not None and need_dposition:
-            position_ids = rows & 0xFFFFFFFF
+            position_ids = contract.places(ids, rows)
         grads = [
             None if not need or table is None else _scatter(dsum, index, period, table, padding, m)
             for need, index, period, table, padding in (

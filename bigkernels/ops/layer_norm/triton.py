@@ -11,7 +11,7 @@ from torch import Tensor
 from bigkernels.ops import triton_launch
 from bigkernels.ops.layer_norm.contract import Facts
 from bigkernels.ops.triton_launch import NO_DROPOUT, Dropout, dense, device_of, kind
-from bigkernels.ops.triton_table import RowTile, row_tile
+from bigkernels.ops.triton_table import RowTile
 
 MAX_COLUMNS = 8192
 # Three float32 accumulators of a row wider than this do not fit the registers of 16 warps.
@@ -27,10 +27,6 @@ def limits(facts: Facts) -> tuple[str, ...]:
     if not 1 <= facts.n <= MAX_COLUMNS:
         reasons += (f"n {facts.n} not in 1..{MAX_COLUMNS}",)
     return reasons
-
-
-def _tile(op: str, x: Tensor, n: int) -> RowTile:
-    return row_tile(op, triton_launch.architecture(x.device), x.dtype, n)
 
 
 def _forward(
@@ -60,8 +56,7 @@ def _forward(
     without = offset is None, rows is None
     key = (m, n, length, eps, dropout.p, *map(kind, given), save_sum, centred, *without)
     with device_of(x):
-        known = _FORWARD.get(key)
-        if known is None or not triton_launch.replay(known[0], *pointers):
+        if not _FORWARD.again(key, pointers):
             _FORWARD.keep_plain(key, _launch_forward(pointers, (length, m, n, eps), dropout))
     return out, total, mean, rstd
 
@@ -75,10 +70,10 @@ def _launch_forward(
 
     x, (_, m, n, _) = pointers[0], numbers
     assert x is not None
-    tile = _tile("layer_norm_forward", x, n)
+    tile = triton_launch.row_tile("layer_norm_forward", x, n)
     return triton_launch.launch(
         layer_norm_forward_kernel, (-(-m // tile.block_m),), *pointers, *numbers, *dropout.rule(),
-        DROPOUT=dropout.p > 0.0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
+        DROPOUT=dropout.p > 0.0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, **tile.options(),
     )  # fmt: skip
 
 
@@ -130,8 +125,7 @@ def _launch_backward(
 
     return triton_launch.launch(
         layer_norm_backward_kernel, (programs,), *pointers[:6], *grads, *pointers[6:], *numbers, *dropout.rule(),
-        DROPOUT=dropout.p > 0.0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
-        maxnreg=tile.registers,
+        DROPOUT=dropout.p > 0.0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, **tile.options(),
     )  # fmt: skip
 
 
@@ -151,7 +145,7 @@ def _backward(
     rows = [torch.empty_like(total) if need else None for need in needs[:2]]
     if m == 0:
         return *rows, *(rstd.new_zeros(n) if need else None for need in needs[2:])
-    tile = _tile("layer_norm_backward", total, n)
+    tile = triton_launch.row_tile("layer_norm_backward", total, n)
     programs = triton_launch.row_programs(total.device, -(-m // tile.block_m), tile)
     partials = [rstd.new_empty(programs, n) if need else None for need in needs[2:]]
     seed, offset, row_ids, length = dropout.place(total)
@@ -167,11 +161,8 @@ def _backward(
             for part in parts:
                 _launch_backward(pointers, numbers, dropout, part, programs, tile)
         else:
-            known = _BACKWARD.get(key)
             grads = [*rows, *partials]
-            if known is None or not triton_launch.replay(
-                known[0], *pointers[:6], *grads, *pointers[6:]
-            ):
+            if not _BACKWARD.again(key, (*pointers[:6], *grads, *pointers[6:])):
                 _BACKWARD.keep_plain(
                     key, _launch_backward(pointers, numbers, dropout, grads, programs, tile)
                 )

@@ -70,11 +70,7 @@ def packing_plan(keep: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor, Ten
     results = (indices, places, cu_seq, rows)
     key = (batch, length, tokens, keep.dtype)
     with device_of(keep):
-        known = _PLANS.get(key)
-        if known is None or not (
-            triton_launch.replay(known[0], given, counts)
-            and triton_launch.replay(known[1], given, counts, *results)
-        ):
+        if not _PLANS.again(key, (given, counts), (given, counts, *results)):
             _PLANS.keep_plain(key, *_launch_plan(given, counts, results, key))
         if tokens < batch * length:
             torch._assert_async(cu_seq[-1] <= tokens, f"tokens: {tokens}, but keep has more")
