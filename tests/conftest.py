@@ -176,6 +176,15 @@ def device(request):
         yield dataclasses.replace(device, emulation=emulation, full=full)
 
 
+@pytest.fixture
+def sm_80():
+    """An emulated GPU for Triton kernels, whatever runs on it."""
+    if reason := why_not("triton"):
+        pytest.skip(f"emulated: {reason}")
+    with emulated(80, "triton") as emulation:
+        yield emulation
+
+
 def pytest_configure(config):
     # Triton 3.6's interpreter, one warning a kernel launch; nothing here can change it.
     warning = "ignore:Conversion of an array:DeprecationWarning:triton.runtime.interpreter"

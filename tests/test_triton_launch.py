@@ -13,15 +13,8 @@ from bigkernels.ops import triton_launch
 from bigkernels.ops.attention import triton as attention_drawer
 from bigkernels.ops.layer_norm import reference
 from bigkernels.testing.oracle import same_bits
-from tests.emulator.device import emulated, why_not
 
-
-@pytest.fixture(autouse=True)
-def device():
-    if reason := why_not("triton"):
-        pytest.skip(f"emulated: {reason}")
-    with emulated(80, "triton") as emulation:
-        yield emulation
+pytestmark = pytest.mark.usefixtures("sm_80")
 
 
 def kernel():
@@ -95,11 +88,11 @@ def test_a_call_with_hooks_goes_through_triton(monkeypatch):
     assert seen
 
 
-def test_a_launch_takes_less_time_than_triton_s(device):
+def test_a_launch_takes_less_time_than_triton_s(sm_80):
     """The host's part alone: the launcher does nothing. Both measured in turn, in this thread's time."""
-    device.get_current_device = lambda: 99  # its forms serve no other test
-    device.launcher_cls = lambda source, metadata: lambda *arguments: None
-    device.utils.load_binary = lambda *arguments: (object(), object(), 0, 0, 1024)
+    sm_80.get_current_device = lambda: 99  # its forms serve no other test
+    sm_80.launcher_cls = lambda source, metadata: lambda *arguments: None
+    sm_80.utils.load_binary = lambda *arguments: (object(), object(), 0, 0, 1024)
     x, out, weight, rstd = torch.randn(4, 48), torch.empty(4, 48), torch.randn(48), torch.empty(4)
     given = (x, None, None, weight, None, out, None, None, rstd, None, None, None)
     given += (4, 4, 48, 1e-5, 0, 1.0)

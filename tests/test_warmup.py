@@ -10,8 +10,9 @@ import bigkernels as bk
 from bigkernels import models
 from bigkernels.cli import warmup
 from bigkernels.ops.attention import arguments
-from tests.emulator.device import emulated, why_not
 from tests.emulator.memory import Running
+
+pytestmark = pytest.mark.usefixtures("sm_80")
 
 WIDTH, HEADS, HIDDEN, WORDS, PLACES = 32, 2, 64, 100, 64
 # What brings a value of the device to the host, or makes a size of it.
@@ -19,14 +20,6 @@ WAITS = {
     *("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "argwhere"),
     *("_unique", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave", "bincount"),
 }
-
-
-@pytest.fixture(autouse=True)
-def device():
-    if reason := why_not("triton"):
-        pytest.skip(f"emulated: {reason}")
-    with emulated(80, "triton") as emulation:
-        yield emulation
 
 
 def forms():
