@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
+from torch.autograd import forward_ad
 
 from bigkernels import library
 
@@ -101,6 +102,11 @@ _SCALARS = frozenset({int, float, bool, str, tuple, type(None)})
 _DENSE = frozenset({torch.Tensor, torch.nn.Parameter})
 _MOST_CALLS = 4096  # remembered of a function: lengths may be all different
 _Known = TypeVar("_Known")
+# Looked up once: these are asked at every call.
+_is_compiling, _tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
+_transforms = torch._C._functorch.peek_interpreter_stack
+_grad, _autocasts = torch.is_grad_enabled, torch._C._is_any_autocast_enabled
+_strided = torch.strided
 
 
 def call_key(scalars: tuple[Any, ...], *tensors: torch.Tensor | None) -> tuple[Any, ...] | None:
@@ -110,23 +116,22 @@ def call_key(scalars: tuple[Any, ...], *tensors: torch.Tensor | None) -> tuple[A
     True in one is taken for 1.
     """
     if (
-        torch.compiler.is_compiling()
+        _is_compiling()
         or _records.get() is not None
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch.is_autocast_enabled("cuda")
-        or torch.is_autocast_enabled("cpu")
+        or _tracing() is not None
+        or _transforms() is not None
+        or forward_ad._current_level >= 0
+        or _autocasts()
     ):
         return None
     kinds = tuple(map(type, scalars))
     if not _SCALARS.issuperset(kinds):
         return None
-    key: list[Any] = [scalars, kinds, _forced.get(), torch.is_grad_enabled()]
+    key: list[Any] = [scalars, kinds, _forced.get(), _grad()]
     for t in tensors:
         if t is None:
             key.append(None)
-        elif type(t) in _DENSE and t.layout is torch.strided and not t.is_nested:
+        elif t.__class__ in _DENSE and t.layout is _strided and not t.is_nested:
             key += (t.dtype, t.shape, t.device, t.requires_grad)
         else:
             return None

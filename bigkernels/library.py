@@ -73,33 +73,41 @@ def kernels(name: str, backends: tuple[str, ...]) -> dict[str, Any]:
 
 # Of the ops that Python implements, by name: what is registered for a GPU's tensors.
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
-_is_neg, _is_batched = torch.Tensor.is_neg, torch._C._functorch.is_legacy_batchedtensor
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
-_PLAIN = _TENSORS | {type(None), bool, int, float, str}
-
-
-def _readable(arguments: tuple[Any, ...]) -> bool:
-    """Whether the tensors' values are in their memory: x.conj().imag has the negative there, and the gradients of
-    is_grads_batched, which come first, have none."""
-    tensors = [x for x in arguments if x.__class__ in _TENSORS]
-    return not (any(map(_is_neg, tensors)) or any(map(_is_batched, tensors[:2])))
+_is_neg, _is_batched = torch.Tensor.is_neg, torch._C._functorch.is_legacy_batchedtensor
+_is_compiling, _transforms = torch.compiler.is_compiling, torch._C._functorch.peek_interpreter_stack
+_dispatch_modes, _function_modes = (
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+)
+_is_profiled = torch._C._autograd._profiler_enabled
 
 
 def _direct(name: str, op: torch._ops.OpOverload) -> Callable[..., Any]:
     """``op``, but its implementation is called itself where nobody between could tell: torch's dispatcher takes 2 to 6
-    microseconds to hand the arguments of one Python function to another."""
+    microseconds to hand the arguments of one Python function to another.
+
+    Tensors must be torch's own, with their values in their memory: x.conj().imag has the negative there, and the
+    gradients of is_grads_batched, which come first, have none.
+    """
+    places = [i for i, a in enumerate(op._schema.arguments) if "Tensor" in str(a.type)]
+    gradients = 2 if "_backward" in name else 0
 
     def call(*arguments: Any) -> Any:
         if (
-            torch.compiler.is_compiling()
-            or torch._C._len_torch_dispatch_stack()
-            or torch._C._len_torch_function_stack()
-            or torch._C._autograd._profiler_enabled()
-            or torch._C._functorch.peek_interpreter_stack() is not None
-            or not _PLAIN.issuperset(map(type, arguments))
-            or not _readable(arguments)
+            _is_compiling()
+            or _dispatch_modes()
+            or _function_modes()
+            or _is_profiled()
+            or _transforms() is not None
         ):
             return op(*arguments)
+        for i in places:
+            x = arguments[i]
+            if x is not None and (
+                x.__class__ not in _TENSORS or _is_neg(x) or (i < gradients and _is_batched(x))
+            ):
+                return op(*arguments)
         implementation = IMPLEMENTATIONS.get(name)
         return op(*arguments) if implementation is None else implementation(*arguments)
 

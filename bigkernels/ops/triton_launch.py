@@ -74,10 +74,13 @@ def known_options(options: dict[str, Any], hip: bool) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in _CUDA_ONLY}
 
 
+_HERE = nullcontext()
+
+
 def device_of(x: Tensor) -> AbstractContextManager[object]:
     """Makes the device of x current, if it is not: the usual case costs next to nothing."""
     if not x.is_cuda or x.get_device() == torch.cuda.current_device():
-        return nullcontext()
+        return _HERE
     return torch.cuda.device(x.device)
 
 

@@ -18,8 +18,8 @@ from bigkernels.ops.attention.contract import Facts
 _OPS = {name: library.kernels(name, contract.BACKENDS) for name in contract.SCHEMAS}
 backends.register("attention", contract.BACKENDS)
 
-# All of a call but its tensors, its drawer, its facts.
-_KNOWN: backends.Remembered[Any] = backends.Remembered()
+# Of earlier calls: the numbers from max_q to dropout_p, the drawer, whether gradients are wanted.
+_KNOWN: backends.Remembered[tuple[tuple[Any, ...], str, bool]] = backends.Remembered()
 _plain_cpu = _OPS["attention_forward_plain"]["cpu"]._op
 _functorch = torch._C._functorch.peek_interpreter_stack
 _tracing = torch._C._get_tracing_state
@@ -69,27 +69,10 @@ class _Attention(torch.autograd.Function):
             dropout_p, seed, offset, rows,
         )  # fmt: skip
         ctx.save_for_backward(
-            q,
-            k,
-            v,
-            out,
-            lse,
-            mask,
-            key_lengths,
-            cu_seq_q,
-            cu_seq_k,
-            alibi_slopes,
-            sinks,
-            seed,
-            offset,
-            rows,
-        )
-        ctx.maxima, ctx.plain, ctx.dropout_p, ctx.backend = (
-            (max_q, max_k),
-            plain,
-            dropout_p,
-            backend,
-        )
+            q, k, v, out, lse, mask, key_lengths, cu_seq_q, cu_seq_k, alibi_slopes, sinks, seed, offset, rows
+        )  # fmt: skip
+        ctx.maxima, ctx.plain = (max_q, max_k), plain
+        ctx.dropout_p, ctx.backend = dropout_p, backend
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -164,23 +147,40 @@ def _run(
     """told: the key under which a call that came through is remembered, if its tensors were taken as given."""
     facts = _facts(call)
     name = backends.choose("attention", facts, backend)
-    found = _serve(call, seed, offset, name, facts)
+    if checks.through_reference():
+        name = "reference"
+    where = dropout.seeds(seed, offset, call.q, call.dropout_p)
+    found = _serve((*call[:-1], *where, call.rows), name, facts.needs_grad)
     if told is not None and all(a is b for a, b in zip(call[:4], given, strict=True)):
-        _KNOWN.keep(told, (call[7:-1], name, facts))
+        _KNOWN.keep(told, (call[7:-1], name, facts.needs_grad))
     return found
 
 
-def _serve(
-    call: Call, seed: int | Tensor | None, offset: int | Tensor | None, name: str, facts: Facts
+def _serve(arguments: tuple[Any, ...], name: str, needs_grad: bool) -> Any:
+    """arguments: of the op."""
+    if name == "reference":
+        q, k, v, mask, *flags = arguments
+        return _reference(q, k, v, mask, tuple(flags))
+    if needs_grad:
+        return checks.apply(_Attention, *arguments, name)
+    return _OPS["attention_forward"][name](*arguments)
+
+
+def _again(
+    told: tuple[Any, ...] | None,
+    tensors: tuple[Any, ...],
+    seed: int | Tensor | None,
+    offset: int | Tensor | None,
+    rows: Tensor | None,
 ) -> Any:
-    if call.dropout_p > 0.0 or seed is not None or offset is not None:
-        seed, offset = dropout.seeds(seed, offset, call.q, call.dropout_p)
-    flags = (*call[4:-1], seed, offset, call.rows)
-    if name == "reference" or checks.through_reference():
-        return _reference(call.q, call.k, call.v, call.mask, flags)
-    if facts.needs_grad:
-        return checks.apply(_Attention, call.q, call.k, call.v, call.mask, *flags, name)
-    return _OPS["attention_forward"][name](call.q, call.k, call.v, call.mask, *flags)
+    """Runs a call like an earlier one, if there was one; tensors: from q to cu_seq_k."""
+    known = None if told is None else _KNOWN.get(told)
+    if known is None:
+        return None
+    numbers, name, needs_grad = known
+    where = dropout.seeds(seed, offset, tensors[0], numbers[-1])
+    rows = None if rows is None else rows.reshape(-1)
+    return _serve((*tensors, *numbers, *where, rows), name, needs_grad)
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float | None, is_causal: bool) -> Tensor | None:
@@ -227,10 +227,9 @@ def _dense(
     )
     if plain and arguments.unread(lengths):
         told = backends.call_key((*scalars, *extras.values(), backend, return_lse), *tensors)
-    if told is not None and (known := _KNOWN.get(told)) is not None:
-        call = arguments.again(known, (*given, lengths, None, None), rows)
-        out, lse = _serve(call, seed, offset, *known[1:])
-        return (out, lse) if return_lse else out
+    found = _again(told, (*given, lengths, None, None), seed, offset, rows)
+    if found is not None:
+        return found if return_lse else found[0]
     call, leading = arguments.dense_call(*given, *scalars, key_lengths=lengths, rows=rows, **extras)  # type: ignore[arg-type]
     checks.check_flag("return_lse", return_lse)
     out, lse = _run(call, seed, offset, backend, told, tuple(given))
@@ -241,23 +240,23 @@ def _dense(
 
 def _packed(
     tensors: tuple[Tensor, ...],
-    options: dict[str, Any],
+    scalars: dict[str, Any],
+    extras: dict[str, Any],
     seed: int | Tensor | None,
     offset: int | Tensor | None,
     backend: str | None,
 ) -> Any:
     """out and lse of a packed call. tensors: q, k, v, cu_seq_q, cu_seq_k."""
     q, k, v, cu_q, cu_k = tensors
-    rows, told = options["rows"], None
-    if options["alibi_slopes"] is options["sinks"] is None and arguments.unread(cu_q):
-        # A window is the default or none that is known: what equals it may be of another type.
-        window: Any = options["window_size"] is _OPEN or []
-        scalars = {**options, "window_size": window, "rows": None, "backend": backend}
-        told = backends.call_key(tuple(scalars.values()), *tensors, rows)
-    if told is not None and (known := _KNOWN.get(told)) is not None:
-        call = arguments.again(known, (q, k, v, None, None, cu_q, cu_k), rows)
-        return _serve(call, seed, offset, *known[1:])
-    call = arguments.packed_call(q, k, v, cu_q, cu_k, **options)
+    rows, told = extras["rows"], None
+    # A window is the default or none that is known: what equals it may be of another type.
+    plain = extras["window_size"] is _OPEN and extras["alibi_slopes"] is extras["sinks"] is None
+    if plain and arguments.unread(cu_q):
+        told = backends.call_key((*scalars.values(), backend), *tensors, rows)
+    found = _again(told, (q, k, v, None, None, cu_q, cu_k), seed, offset, rows)
+    if found is not None:
+        return found
+    call = arguments.packed_call(q, k, v, cu_q, cu_k, **scalars, **extras)
     return _run(call, seed, offset, backend, told, (q, k, v, None))
 
 
@@ -386,10 +385,13 @@ def varlen_attn(
     if return_aux is not None and not hasattr(return_aux, "lse"):
         raise TypeError(f"return_aux: expected torch's AuxRequest, got {type(return_aux).__name__}")
     tensors = (query, key, value, cu_seq_q, cu_seq_k)
-    options = {
-        "max_q": max_q, "max_k": max_k, "scale": scale, "window_size": window_size, "enable_gqa": enable_gqa,
-        "is_causal": is_causal, "dropout_p": dropout_p, "softcap": softcap, "alibi_slopes": alibi_slopes,
-        "sinks": sinks, "rows": rows,
-    }  # fmt: skip
-    out, lse = _packed(tensors, options, seed, offset, backend)
+    scalars = {"max_q": max_q, "max_k": max_k, "scale": scale, "enable_gqa": enable_gqa, "is_causal": is_causal,
+               "dropout_p": dropout_p, "softcap": softcap}  # fmt: skip
+    extras = {
+        "window_size": window_size,
+        "alibi_slopes": alibi_slopes,
+        "sinks": sinks,
+        "rows": rows,
+    }
+    out, lse = _packed(tensors, scalars, extras, seed, offset, backend)
     return (out, lse) if return_aux is not None and return_aux.lse else out

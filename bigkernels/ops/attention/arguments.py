@@ -158,11 +158,6 @@ def unread(values: Tensor | None) -> bool:
     return values is None or (isinstance(values, Tensor) and not values.is_cpu)
 
 
-def again(known: tuple[Any, ...], tensors: tuple[Any, ...], rows: Tensor | None) -> Call:
-    """A call like an earlier one, of other tensors."""
-    return Call._make((*tensors, *known[0], None if rows is None else rows.reshape(-1)))
-
-
 def _check_lengths(name: str, lengths: object, q: Tensor, shape: tuple[int, ...]) -> None:
     if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
         kind = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__

@@ -61,10 +61,13 @@ def like_layout(x: Tensor, last: int | torch.SymInt) -> Tensor:
     The one stride rule of the room. 4-D (B, H, L, D): stored (B, L, H, D) if x's heads lie closer together than
     its positions (the usual transposed view), else contiguous. 3-D (T, H, D): contiguous.
     """
-    if x.dim() == 4 and x.stride(1) < x.stride(2):
-        batch, heads, length, _ = x.shape
-        return x.new_empty((batch, length, heads, last)).transpose(1, 2)
-    return x.new_empty((*x.shape[:-1], last))
+    *leading, _ = x.shape
+    if len(leading) == 3:
+        batch, heads, length = leading
+        _, between_heads, between_rows, _ = x.stride()
+        if between_heads < between_rows:
+            return x.new_empty(batch, length, heads, last).transpose(1, 2)
+    return x.new_empty(*leading, last)
 
 
 def stat_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -227,8 +227,8 @@ def _no_sequence(cu_seq: Tensor | None) -> bool:
 def attention_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     q, v, cu_q = arguments[0], arguments[2], arguments[5]
     out = contract.like_layout(q, v.shape[-1])
-    shape = q.shape[:-1] if cu_q is None else (q.shape[1], q.shape[0])
-    lse = q.new_empty(shape, dtype=torch.float32)
+    *places, _ = q.shape
+    lse = q.new_empty(*(places if cu_q is None else places[::-1]), dtype=torch.float32)
     # Rows behind the last sequence are no program's, and only the device knows them.
     if cu_q is not None:
         out.zero_()

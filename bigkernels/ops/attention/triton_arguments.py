@@ -16,6 +16,8 @@ FAR_MASK_ROWS = 1 << 25
 
 def rows_of(x: Tensor) -> Tensor:
     """x, or a copy of it where the kernels cannot read its rows in place."""
+    if x.is_contiguous():
+        return x
     steps = x.stride()
     if steps[-1] == 1 or x.shape[-1] == 1:
         return x if steps[-2 if len(steps) == 4 else 0] < 1 << 23 else x.contiguous()
@@ -39,17 +41,15 @@ def strides_of(x: Tensor) -> tuple[int, int, int]:
     )
 
 
-def key_of(arguments: tuple[Any, ...], *others: Tensor | None) -> triton_launch.Key:
+def key_of(arguments: tuple[Any, ...], *others: Tensor) -> triton_launch.Key:
     """Of an op's arguments from q to rows: what every number of its launches follows from. others: with rows too."""
     q, k, v, mask, lengths, cu_q, cu_k, *numbers, slopes, sinks, p, seed, offset, rows = arguments
-    key = [
-        q.dtype, q.device, q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), *numbers, p,
-        seed is None, offset is None, rows is None or p == 0.0, *map(triton_launch.kind, (slopes, sinks)),
-        triton_launch.float32_products(q.dtype), triton_launch.architecture(q.device),
-    ]  # fmt: skip
-    key += [None if x is None else (x.dtype, x.shape) for x in (lengths, cu_q, cu_k)]
-    key += [None if x is None else x.stride() for x in others]
-    return (*key, None if mask is None else (mask.dtype, mask.shape, mask.stride()))
+    return (
+        q.dtype, q.device, q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), *[x.stride() for x in others],
+        *numbers, p, seed is None, offset is None, rows is None or p == 0.0, triton_launch.float32_products(q.dtype),
+        *map(triton_launch.kind, (lengths, cu_q, cu_k, slopes, sinks)), None if cu_q is None else cu_q.shape,
+        None if mask is None else (mask.dtype, mask.shape, mask.stride()),
+    )  # fmt: skip
 
 
 def pointers_of(arguments: tuple[Any, ...]) -> tuple[Tensor | None, ...]:

@@ -56,8 +56,8 @@ class _Embedding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        ids, word, position_ids, position, type_ids, types, weight, bias = ctx.saved_tensors[:8]
-        mean, rstd, seed, offset, rows = ctx.saved_tensors[8:]
+        ids, word, position_ids, position, type_ids, types, weight, bias, *rest = ctx.saved_tensors
+        mean, rstd, seed, offset, rows = rest
         padding_word, padding_position = ctx.padding
         needs = [ctx.needs_input_grad[at] for at in (1, 3, 5, 6, 7)]
         if checks.recomputing():

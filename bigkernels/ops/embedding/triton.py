@@ -57,18 +57,19 @@ def embedding_forward(
     offset: Tensor | None,
     rows: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    m, n = ids.numel(), word.shape[1]
-    out = word.new_empty(*ids.shape, n)
-    mean, rstd = (word.new_empty(m, dtype=torch.float32) for _ in range(2))
+    shape, m, (words, n) = ids.shape, ids.numel(), word.shape
+    out = word.new_empty(*shape, n)
+    mean = word.new_empty(m, dtype=torch.float32)
+    rstd = torch.empty_like(mean)
     if m == 0:
         return out, mean, rstd
     good = word.new_empty(m, dtype=torch.bool)
     dropout = Dropout(dropout_p, seed, offset, rows)
     given = (ids, word, position_ids, position, type_ids, types, weight, bias)
-    length = ids.shape[-1] if ids.dim() else 1
+    length = shape[-1] if shape else 1
     # rows say where a token stands, whether something is dropped or not
     pointers = (*map(dense, given), out, mean, rstd, good, seed, offset, dense(rows))
-    numbers = (length, m, n, *map(_rows_of, (word, position, types)), eps)
+    numbers = (length, m, n, words, _rows_of(position), _rows_of(types), eps)
     key = (*numbers, dropout_p, *map(kind, pointers))
     with device_of(word):
         if not _FORWARD.again(key, pointers):

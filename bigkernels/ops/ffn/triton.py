@@ -28,10 +28,13 @@ def limits(facts: Facts) -> tuple[str, ...]:
     return triton_launch.common_limits(facts.dtype, facts.chip)
 
 
+_AS_THEY_ARE = nullcontext()
+
+
 def _own_dtypes(x: Tensor) -> AbstractContextManager[object]:
     """Keeps torch's products in the dtypes they are given, inside autocast too."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return nullcontext()
+    if not torch._C._is_any_autocast_enabled():
+        return _AS_THEY_ARE
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -48,10 +51,7 @@ class _Call(NamedTuple):
     dropout: Dropout
     row_length: int  # of x as it came
     m: int
-
-    @property
-    def f(self) -> int:
-        return self.weight1.shape[0]
+    f: int
 
     def precision(self) -> str:
         """tl.dot's."""
@@ -106,9 +106,9 @@ class _Call(NamedTuple):
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """pre, gate (where they are kept) and hidden, in a shape of M * F."""
         gated = self.weight_gate is not None
-        pre = self.x.new_empty(shape) if keep_pre else None
-        gate = self.x.new_empty(shape) if keep_pre and gated else None
-        hidden = self.x.new_empty(shape)
+        pre = self.x.new_empty(*shape) if keep_pre else None
+        gate = self.x.new_empty(*shape) if keep_pre and gated else None
+        hidden = self.x.new_empty(*shape)
         if self.m > 0:
             parameters = (self.weight1, self.bias1, self.weight_gate, self.bias_gate)
             pointers = (self.x, *map(dense, parameters), pre, gate, hidden)
@@ -119,8 +119,10 @@ class _Call(NamedTuple):
 
 def _call(x: Tensor, *rest: Any) -> _Call:
     """x with its rows one behind the other."""
-    length = x.shape[-2] if x.dim() > 1 else 1
-    return _Call._make((x.contiguous(), *rest, length, x.numel() // x.shape[-1]))
+    *leading, columns = x.shape
+    length = leading[-1] if leading else 1
+    f, _ = rest[0].shape
+    return _Call._make((x.contiguous(), *rest, length, x.numel() // columns, f))
 
 
 def ffn_forward(

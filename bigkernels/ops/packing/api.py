@@ -18,6 +18,8 @@ from bigkernels.ops.packing.contract import Facts, Plan
 
 _OPS = {name: library.kernels(name, contract.BACKENDS) for name in contract.SCHEMAS}
 backends.register("packing", ("triton", "cpu"))
+# Of earlier calls: the drawer, whether gradients are wanted.
+_KNOWN: backends.Remembered[tuple[str, bool]] = backends.Remembered()
 
 
 def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
@@ -95,12 +97,15 @@ def plan(keep: Tensor, tokens: int | None = None, *, backend: str | None = None)
             stops with an assertion.
         Unsupported: the forced backend cannot serve the call.
     """
-    _check_keep(keep, tokens)
-    facts = Facts(keep.device.type, keep.dtype, False, checks.chip(keep.device))
-    name = backends.choose("packing", facts, backend)
-    # Recorded, the number of tokens is one of the sizes that torch finds at each call.
-    if name != "triton" or checks.through_reference() or (tokens is None and checks.recorded()):
-        return reference.plan(keep, tokens)
+    key = backends.call_key((tokens, backend), keep)
+    known = None if key is None else _KNOWN.get(key)
+    if known is None:
+        name = backends.choose("packing", plan_facts(keep, tokens), backend)
+        # Recorded, the number of tokens is one of the sizes that torch finds at each call.
+        if name != "triton" or checks.through_reference() or (tokens is None and checks.recorded()):
+            return reference.plan(keep, tokens)
+        if key is not None:
+            _KNOWN.keep(key, (name, False))
     batch, length = keep.shape
     most = batch * length if tokens is None else tokens
     indices, places, cu_seq, rows = _OPS["packing_plan"]["triton"](keep, most)
@@ -141,12 +146,34 @@ def _rows_facts(x: Tensor) -> Facts:
     return Facts(x.device.type, x.dtype, needs_grad, checks.chip(x.device))
 
 
-def _copies(x: Tensor, plan: Plan, backend: str | None) -> tuple[str, Tensor]:
-    """The drawer that copies rows of x, and the plan's places if it needs them."""
-    name = backends.choose("packing", _rows_facts(x), backend)
-    if name != "triton" or checks.through_reference():
-        return "reference", plan.indices
-    return name, reference.places(plan) if plan.places is None else plan.places
+def _copied(x: Tensor, plan: Plan, dims: int, backend: str | None) -> Tensor | None:
+    """Rows of x: of (B, L) in two dimensions the packed ones, of (T,) in one the padded ones; None where there is no
+    padding."""
+    key = None
+    if type(plan) is Plan:
+        sizes = (dims, plan.batch, plan.length, plan.full)
+        key = backends.call_key((*sizes, backend), x, plan.indices)
+    known = None if key is None else _KNOWN.get(key)
+    if known is None:
+        _check(x, plan, dims)
+        if plan.full:
+            return None
+        facts = _rows_facts(x)
+        known = backends.choose("packing", facts, backend), facts.needs_grad
+        if known[0] != "triton" or checks.through_reference():
+            if dims == 2:
+                return reference.unpad(x.flatten(0, 1), plan)
+            return reference.pad(x, plan)
+        if key is not None:
+            _KNOWN.keep(key, known)
+    name, needs_grad = known
+    places = reference.places(plan) if plan.places is None else plan.places
+    x, source, back = (
+        (x.flatten(0, 1), plan.indices, places) if dims == 2 else (x, places, plan.indices)
+    )
+    if needs_grad:
+        return checks.apply(_Rows, x, source, back, name)  # type: ignore[no-any-return]
+    return _OPS["packing_forward"][name](x, source)  # type: ignore[no-any-return]
 
 
 def unpad_facts(x: Tensor, plan: Plan) -> Facts:
@@ -170,13 +197,8 @@ def unpad(x: Tensor, plan: Plan, *, backend: str | None = None) -> Tensor:
         TypeError, ValueError: an argument of the wrong type, or x of other sizes than the plan's.
         Unsupported: the forced backend cannot serve the call.
     """
-    _check(x, plan, 2)
-    if plan.full:
-        return x.flatten(0, 1)
-    name, places = _copies(x, plan, backend)
-    if name == "reference":
-        return reference.unpad(x.flatten(0, 1), plan)
-    return checks.apply(_Rows, x.flatten(0, 1), plan.indices, places, name)  # type: ignore[no-any-return]
+    found = _copied(x, plan, 2, backend)
+    return x.flatten(0, 1) if found is None else found
 
 
 def pad_facts(x: Tensor, plan: Plan) -> Facts:
@@ -200,14 +222,8 @@ def pad(x: Tensor, plan: Plan, *, backend: str | None = None) -> Tensor:
         TypeError, ValueError: an argument of the wrong type, or x of another size than the plan's.
         Unsupported: the forced backend cannot serve the call.
     """
-    _check(x, plan, 1)
-    shape = (plan.batch, plan.length, *x.shape[1:])
-    if plan.full:
-        return x.reshape(shape)
-    name, places = _copies(x, plan, backend)
-    if name == "reference":
-        return reference.pad(x, plan).reshape(shape)
-    return checks.apply(_Rows, x, places, plan.indices, name).reshape(shape)  # type: ignore[no-any-return]
+    found = _copied(x, plan, 1, backend)
+    return (x if found is None else found).reshape(plan.batch, plan.length, *x.shape[1:])
 
 
 def plain_padding(keep: Tensor) -> Tensor:

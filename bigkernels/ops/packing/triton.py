@@ -86,11 +86,11 @@ def tile(architecture: str, dtype: torch.dtype, columns: int) -> tuple[int, int,
 
 
 def packing_forward(x: Tensor, source: Tensor) -> Tensor:
-    count, columns = source.shape[0], math.prod(x.shape[1:])
-    out = x.new_empty((count, *x.shape[1:]))
+    (rows, *row), (count,) = x.shape, source.shape
+    columns, out = math.prod(row), x.new_empty(count, *row)
     if count * columns == 0:
         return out
-    if x.shape[0] == 0:
+    if rows == 0:
         return out.zero_()
     pointers = (_plain(x), source, _plain(out))
     key = (count, columns, x.dtype)
