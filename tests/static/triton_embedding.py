@@ -23,18 +23,34 @@ TYPES = {
 }
 WIDTHS = tuple(1 << power for power in range(4, 13))
 # What each variant passes as None: places are those of a padded batch where nothing says another.
-VARIANTS = {"": (), " places": ("position_ids_ptr", "row_ids_ptr")}
+VARIANTS = {
+    "": (),
+    " places": ("position_ids_ptr", "row_ids_ptr"),
+    " bare": (
+        *(
+            "position_ids_ptr",
+            "position_ptr",
+            "type_ids_ptr",
+            "types_ptr",
+            "weight_ptr",
+            "bias_ptr",
+        ),
+        *("dweight_ptr", "dbias_ptr", "seed_ptr", "offset_ptr", "row_ids_ptr"),
+    ),
+    " frozen": ("dsum_ptr",),
+}
 
 
 def _row_kernel(direction: str, variant: str, n: int, dtype: str, arch: str) -> Configuration:
     kernel = getattr(kernels, f"embedding_{direction}_kernel")
     tile = triton_table.row_tile(f"embedding_{direction}", arch, DTYPES[dtype], n)
-    constants = {"DROPOUT": True, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    dropout, absent = variant != " bare", [a for a in VARIANTS[variant] if a in kernel.arg_names]
+    constants = {"DROPOUT": dropout, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
     return Configuration(
         f"triton embedding {direction}{variant} {n} {dtype}",
         kernel,
         {**dict.fromkeys(kernel.arg_names, f"*{dtype}"), **TYPES},
-        constants | dict.fromkeys(VARIANTS[variant]),
+        constants | dict.fromkeys(absent),
         tile.options(),
         divisible=("N",),
         promises=("wide load",),
@@ -47,6 +63,10 @@ def configurations() -> Iterator[Configuration]:
         for dtype in ("bf16", "fp32") if n != 1024 else ("fp16", "bf16", "fp32"):
             yield _row_kernel(direction, "", n, dtype, arch)
         yield _row_kernel(direction, " places", n, "bf16", arch)
+        if n == 1024:
+            yield _row_kernel(direction, " bare", n, "bf16", arch)
+            if direction == "backward":
+                yield _row_kernel(direction, " frozen", n, "bf16", arch)
     kernel = kernels.embedding_scatter_kernel
     ordered: dict[str, tuple[str, ...]] = {"": (), " places": ("order_ptr", "starts_ptr")}
     shares = (1, drawer.MOST_SPLITS)

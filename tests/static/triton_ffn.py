@@ -31,6 +31,16 @@ VARIANTS = (
 )
 
 
+_PLACES = ("seed_ptr", "offset_ptr", "row_ids_ptr")
+# Of large planes in bfloat16, by direction, activation and whether gated: what a caller may leave out, besides dropout.
+BARE = {
+    ("forward", "gelu", False): (*_PLACES, "bias1_ptr", "pre_ptr"),
+    ("gated", "silu", True): (*_PLACES, "bias1_ptr", "bias_gate_ptr", "pre_ptr", "gate_ptr"),
+    ("backward", "relu", False): (*_PLACES, "dpre_ptr"),
+    ("backward", "gelu", False): (*_PLACES, "hidden_ptr", "dbias1_ptr"),
+}
+
+
 def configurations() -> Iterator[Configuration]:
     for architecture in TARGETS:
         for dtype, precision, activation, gated in VARIANTS:
@@ -39,9 +49,11 @@ def configurations() -> Iterator[Configuration]:
                     tile = triton_tiles.tile_of(
                         architecture, direction, DTYPES[dtype], precision, large
                     )
-                    yield _configuration(
-                        architecture, direction, dtype, precision, activation, gated, large, tile
-                    )
+                    given = (dtype, precision, activation, gated, large, tile)
+                    yield _configuration(architecture, direction, *given)
+                    absent = BARE.get((direction, activation, gated))
+                    if absent and dtype == "bf16" and large:
+                        yield _configuration(architecture, direction, *given, absent)
 
 
 def _configuration(
@@ -53,6 +65,7 @@ def _configuration(
     gated: bool,
     large: bool,
     tile: triton_tiles.Tile,
+    absent: tuple[str, ...] = (),
 ) -> Configuration:
     backward = direction == "backward"
     kernel = kernels.ffn_backward_kernel if backward else kernels.ffn_forward_kernel
@@ -60,13 +73,15 @@ def _configuration(
         **({} if gated else dict.fromkeys(name for name in GATE if name in kernel.arg_names)),
         "ACTIVATION": activation,
         "PRECISION": precision,
-        "DROPOUT": True,
+        **dict.fromkeys(absent),
+        "DROPOUT": not absent,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "BLOCK_K": tile.block_k,
     }
     products = "HGMMA" if precision != "ieee" else None
-    words = [direction, "gated" if gated and backward else "", activation, dtype]
+    words = ["bare" if absent else "", direction, "gated" if gated and backward else ""]
+    words += [activation, dtype]
     words += [precision] if dtype == "fp32" else ["large" if large else "small"]
     return Configuration(
         " ".join(["triton ffn", *filter(None, words)]),

@@ -37,12 +37,30 @@ BACKWARD_TWO_PASS = {
 }
 
 
+# With nothing that a caller may leave out, at one width.
+BARE = {
+    "forward": ("x_bias_ptr", "residual_ptr", "weight_ptr", "bias_ptr", "sum_ptr", *DROPOUT),
+    "backward": (
+        "dsum_ptr",
+        "weight_ptr",
+        "dx_ptr",
+        "dweight_ptr",
+        "dbias_ptr",
+        "dx_bias_ptr",
+        *DROPOUT,
+    ),
+}
+
+
 def _configurations(direction: str, n: int, dtype: str, arch: str) -> Iterator[Configuration]:
     kernel = getattr(kernels, f"layer_norm_{direction}_kernel")
     tile = triton_table.row_tile(f"layer_norm_{direction}", arch, DTYPES[dtype], n)
     block = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
     whole = BACKWARD if n <= drawer.MAX_COLUMNS_ONE_PASS else BACKWARD_TWO_PASS
-    for name, (absent, dropout) in (FORWARD if direction == "forward" else whole).items():
+    variants = FORWARD if direction == "forward" else whole
+    if n == 1024 and dtype == "bf16":
+        variants = {**variants, "bare": (BARE[direction], False)}
+    for name, (absent, dropout) in variants.items():
         yield Configuration(
             f"triton layer_norm {name}_{direction} {n} {dtype}",
             kernel,

@@ -13,15 +13,17 @@ from tests.static.triton_kernels import TARGETS, Configuration
 
 
 def configurations() -> Iterator[Configuration]:
-    for arch, dtype in itertools.product(TARGETS, ("fp32", "bf16", "fp16")):
+    kinds = ("fp32", ()), ("bf16", ()), ("fp16", ()), ("fp32", (0,)), ("fp32", (1, 2))
+    for arch, (dtype, absent) in itertools.product(TARGETS, kinds):
         tile = triton_table.tile("column_sum", arch, torch.float32)
         types = {f"partial{i}_ptr": "*fp32" for i in range(3)}
         types |= {f"total{i}_ptr": f"*{dtype}" for i in range(3)}
         yield Configuration(
-            f"triton column_sum {dtype}",
+            " ".join(["triton column_sum", *(f"no{i}" for i in absent), dtype]),
             column_sum_kernel,
             {**types, "P": "i32", "N": "i32"},
-            {"BLOCK_M": tile["block_m"], "BLOCK_N": tile["block_n"]},
+            {"BLOCK_M": tile["block_m"], "BLOCK_N": tile["block_n"]}
+            | {f"{name}{i}_ptr": None for name in ("partial", "total") for i in absent},
             {"num_warps": tile["num_warps"]},
             divisible=("N",),
             promises=("wide load",),
