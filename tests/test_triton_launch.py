@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import bigkernels as bk
+from bigkernels import library
 from bigkernels.cli import main, warmup
 from bigkernels.ops import triton_launch
 from bigkernels.ops.attention import triton as attention_drawer
@@ -162,6 +163,32 @@ def test_what_is_remembered_of_a_call_lets_no_bad_one_through():
                 bad()
 
 
+def test_what_is_remembered_of_packing_lets_no_bad_call_through():
+    keep, x = torch.ones(2, 5, dtype=torch.bool), torch.randn(2, 5, 16)
+    keep[1, 3:] = False
+    plan = bk.packing.plan(keep, 8, backend="triton")
+    full = bk.packing.plan(keep.new_ones(2, 5), backend="triton")
+    for _ in range(2):
+        assert bk.packing.plan(keep, 8, backend="triton").indices.shape == (8,)
+        packed = bk.packing.unpad(x, plan, backend="triton")
+        assert same_bits(bk.packing.pad(packed, plan, backend="triton")[0], x[0])
+        assert same_bits(bk.packing.unpad(x, full, backend="triton"), x.flatten(0, 1))
+        leaf = x.clone().requires_grad_()
+        assert bk.packing.unpad(leaf, plan, backend="triton").requires_grad
+        with torch.no_grad():
+            assert not bk.packing.unpad(leaf, plan, backend="triton").requires_grad
+        for error, bad in (
+            (ValueError, lambda: bk.packing.plan(keep, 11, backend="triton")),
+            (TypeError, lambda: bk.packing.plan(keep, True, backend="triton")),
+            (ValueError, lambda: bk.packing.plan(keep[0], 8, backend="triton")),
+            (ValueError, lambda: bk.packing.unpad(x[:, :4], plan, backend="triton")),
+            (ValueError, lambda: bk.packing.pad(x, plan, backend="triton")),
+            (TypeError, lambda: bk.packing.unpad(x, tuple(plan), backend="triton")),
+        ):
+            with pytest.raises(error):
+                bad()
+
+
 def test_records_autocast_and_gradients_are_not_forgotten():
     x = torch.randn(3, 48)
     call(x), call(x)
@@ -192,8 +219,18 @@ def test_slopes_and_sinks_of_another_dtype_are_read_as_such(monkeypatch):
 
 def test_tensors_whose_memory_is_not_their_value_go_through_torch(monkeypatch):
     """Past its dispatcher they would be read as they lie there, or not at all."""
-    monkeypatch.setattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)  # the emulator's own mode
+    monkeypatch.setattr(library, "_dispatch_modes", lambda: 0)  # the emulator's own mode
+    drawer = library.IMPLEMENTATIONS["layer_norm_forward_triton"]
     x, weight = torch.randn(3, 48, requires_grad=True), torch.randn(48)
+    with monkeypatch.context() as patched:
+        called = []  # of this test, what is read in its place goes past the dispatcher
+        patched.setitem(
+            library.IMPLEMENTATIONS,
+            "layer_norm_forward_triton",
+            lambda *given: called.append(given) or drawer(*given),
+        )
+        check(x.detach(), weight)
+        assert called
     check(torch._neg_view(x.detach()), weight)
     check(x.detach(), torch._neg_view(weight))
     out, douts = call(x, weight), torch.randn(2, 3, 48)
