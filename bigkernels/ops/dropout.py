@@ -102,7 +102,7 @@ def _seed_tensor(name: str, value: int | Tensor, like: Tensor) -> Tensor:
             )
         if value.device != like.device:
             raise ValueError(f"{name}: device {value.device}, but the input is on {like.device}")
-        return value.reshape(())
+        return value if value.dim() == 0 else value.reshape(())  # which takes a microsecond
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected an int or an int64 tensor, got {type(value).__name__}")
     if not -(2**63) <= value < 2**63:
