@@ -4,6 +4,7 @@ bias with its gradient against flex, six bare products beside the feed-forward b
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import itertools
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ BACKENDS = {
 Call = Callable[[Tensors], dict[str, Tensor]]
 # Samples, heads, longest sequence, head dim.
 VARLEN, BIAS = (64, 16, 512, 64), (16, 16, 512, 64)
-NEW_LENGTHS = 1024
+NEW_LENGTHS, NEW_FORMS = 1024, ("forward", "backward", "packed")
 _SMALL: dict[str, Any] = {"reason": "timed", "dtype": HALF}
 # Calls so small that the host's side is all there is to them, by name and shape.
 HOST = {
@@ -61,7 +62,7 @@ def shape_of_varlen(b: int, h: int, s: int, d: int) -> str:
 
 
 def shape_of_new_lengths(longest: int) -> str:
-    return f"2x4x2..{longest}x64"
+    return f"1x4x2..{longest}x64"
 
 
 def _sdpa(backend: SDPBackend | None) -> Call:
@@ -184,24 +185,34 @@ def six_products(context: Context) -> Iterator[Case]:
         yield Case("products", "six of cublas", shape, "bfloat16", setup, flops=12 * m * e * f)
 
 
+def _new_lengths(context: Context, backend: str, form: str, longest: int) -> Callable[[], object]:
+    """A call whose length none before it had, not near the last one; warm: each kind of length has been met."""
+    rows = context.randn(longest, 4, 64, dtype=HALF)
+    ends = torch.arange(longest + 1, dtype=torch.int32, device=context.device)[:, None]
+    ends = torch.cat([torch.zeros_like(ends), ends], 1)
+
+    def run(n: int) -> object:
+        part = rows[:n].detach().requires_grad_(form == "backward")
+        if form == "packed":
+            return bk.varlen_attn(part, part, part, ends[n], ends[n], n, n, backend=backend)
+        x = part.transpose(0, 1)[None]
+        out = bk.scaled_dot_product_attention(x, x, x, backend=backend)
+        return torch.autograd.grad(out, part, out) if form == "backward" else out
+
+    for n in (1, longest // 2, longest):
+        run(n)
+    lengths = itertools.cycle(2 + i * 389 % (longest - 2) for i in range(longest - 2))
+    return lambda: run(next(lengths))
+
+
 def new_lengths(context: Context) -> Iterator[Case]:
-    """Each call has a length that none before it had; host: what that costs the caller."""
+    """What a call of a new length costs the caller."""
     longest = 24 if context.smoke else NEW_LENGTHS
-    for backend in context.ours:
+    for backend, form in itertools.product(context.ours, NEW_FORMS):
         if backend == "cuda":
             continue
-
-        def setup(backend: str = backend) -> Callable[[], object]:
-            q = context.randn(2, 4, longest, 64, dtype=HALF)
-            lengths = itertools.cycle(range(2, longest))
-
-            def call() -> Tensor:
-                part = q[:, :, : next(lengths)]
-                return bk.scaled_dot_product_attention(part, part, part, backend=backend)
-
-            return call
-
-        name, shape = f"bigkernels {backend}", shape_of_new_lengths(longest)
+        setup = functools.partial(_new_lengths, context, backend, form, longest)
+        name, shape = f"bigkernels {backend} {form}", shape_of_new_lengths(longest)
         yield Case("new_length", name, shape, "bfloat16", setup, host=True)
 
 

@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import pathlib
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +42,8 @@ OURS = {"cuda": ("cuda", "triton"), "cpu": ("cpu",), "emulated": ("cuda", "trito
 
 @dataclasses.dataclass
 class Result:
-    """Microseconds of one call, or why there are none; first_call_s includes compilation."""
+    """Microseconds of one call, or why there are none; first_call_s includes compilation. host: what its caller spends
+    on one, in the mean and at worst."""
 
     group: str
     name: str
@@ -54,6 +57,7 @@ class Result:
     tflops: float | None = None
     gbytes: float | None = None
     host_us: float | None = None
+    host_worst_us: float | None = None
     error: str | None = None
 
     def line(self) -> str:
@@ -108,17 +112,16 @@ class Clock:
         result.median_us = timing.median * 1e6
         result.lower_us, result.upper_us = timing.lower * 1e6, timing.upper * 1e6
 
-    def host(self, function: Callable[[], object]) -> float:
-        """Microseconds the host needs for one call; the device must keep up, so calls are few."""
+    def host(self, function: Callable[[], object]) -> list[float]:
+        """Microseconds the host needs for each of some calls; the device must keep up, so they are few."""
         function()
         self.wait()
-        calls = 2 if self.smoke else 50
-        start = time.perf_counter()
-        for _ in range(calls):
+        ends = [time.perf_counter()]
+        for _ in range(2 if self.smoke else 50):
             function()
-        spent = time.perf_counter() - start
+            ends.append(time.perf_counter())
         self.wait()
-        return spent / calls * 1e6
+        return [(end - start) * 1e6 for start, end in itertools.pairwise(ends)]
 
     def wait(self) -> None:
         if self.cuda:
@@ -131,7 +134,8 @@ def run(case: Case, clock: Clock) -> Result:
         function = case.setup()
         clock.measure(function, result)
         if case.host:
-            result.host_us = clock.host(function)
+            spent = clock.host(function)
+            result.host_us, result.host_worst_us = statistics.fmean(spent), max(spent)
     except Exception as error:  # a peer that refuses a case must not end the run
         text = str(error).strip() or type(error).__name__
         result.error = text.splitlines()[0][:160]

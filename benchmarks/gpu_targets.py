@@ -28,12 +28,14 @@ SHAPES = {
 }
 FORWARD, BACKWARD, BOTH = ("forward",), ("backward",), ("forward", "backward")
 OURS, COPY = "bigkernels triton", "ceilings copy 1024 MiB"
+# Units of what a caller spends, and where a result has it: at most so much is wanted.
+HOST = {"us": "host_us", "us at worst": "host_worst_us"}
 
 
 class Target(NamedTuple):
     """ours: calls as a record names them ("group name shape"), whose times add up; rivals: such sums, of which the
     fastest counts. unit: "x" (the fastest rival's time through ours), "TFLOP/s", "of copy" (bytes a second through
-    those of a copy) or "us" (at most so many of the host)."""
+    those of a copy) or one of HOST (at most so many of the host, in the mean or of the slowest call)."""
 
     name: str
     wanted: float
@@ -55,7 +57,7 @@ class Outcome(NamedTuple):
     def met(self) -> bool | None:
         if self.measured is None:
             return None
-        least = self.target.unit != "us"
+        least = self.target.unit not in HOST
         return self.measured >= self.target.wanted if least else self.measured <= self.target.wanted
 
 
@@ -102,8 +104,8 @@ def targets() -> Iterator[Target]:
     ffn = _target("feed-forward, forward and backward", 0.85, "x", "feed_forward", "ffn", BOTH)
     yield ffn._replace(rivals=((f"products six of cublas {SHAPES['ffn']}",),))
     length = gpu_more_cases.shape_of_new_lengths(gpu_more_cases.NEW_LENGTHS)
-    new = f"new_length {OURS} {length}"
-    yield Target("first call on a new length, warm", 1000.0, "us", (new,))
+    new = tuple(f"new_length {OURS} {form} {length}" for form in gpu_more_cases.NEW_FORMS)
+    yield Target("first call on a new length, warm", 1000.0, "us at worst", new)
     for name in gpu_more_cases.HOST:
         yield Target(f"host time, {name}", 10.0, "us", (f"host {OURS} {name}",))
 
@@ -136,8 +138,8 @@ def _measured(target: Target, found: Mapping[str, Mapping[str, Any]]) -> tuple[f
     if ours is None:
         return None, ""
     first = found[target.ours[0]]
-    if target.unit == "us":
-        return first["host_us"], ""
+    if target.unit in HOST:
+        return max(found[call][HOST[target.unit]] for call in target.ours), ""
     if target.unit == "TFLOP/s":
         return first["tflops"], ""
     if target.unit == "of copy":
@@ -184,8 +186,8 @@ def outcomes(record: Mapping[str, Any] | None) -> list[Outcome]:
 
 
 def _figure(value: float, unit: str) -> str:
-    if unit in ("TFLOP/s", "us"):
-        return f"{value:.0f} {unit}" if unit == "TFLOP/s" else f"{value:.1f} us"
+    if unit == "TFLOP/s" or unit in HOST:
+        return f"{value:.0f} {unit}" if unit == "TFLOP/s" else f"{value:.1f} {unit}"
     return f"{value:.2f}x" if unit == "x" else f"{value:.0%} of copy"
 
 
@@ -195,7 +197,7 @@ HEADS = ("target", "wanted", "measured", "fastest rival", "", "predicted")
 def cells(outcome: Outcome) -> list[str]:
     """The outcome as a row under HEADS."""
     target, measured, rival, predicted = outcome
-    sign = "<=" if target.unit == "us" else ">="
+    sign = "<=" if target.unit in HOST else ">="
     said = "-"
     if predicted is not None:
         rate = target.unit == "TFLOP/s"

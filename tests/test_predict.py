@@ -182,7 +182,7 @@ def _record() -> dict[str, object]:
             us = 10.0 if "bigkernels" in case.name else 40.0
             result = gpu_peers.Result(case.group, case.name, case.shape, case.dtype, us)
             result.tflops, result.gbytes = case.flops / us * 1e-6, case.bytes / us * 1e-3
-            result.host_us = 9.0 if case.host else None
+            result.host_us, result.host_worst_us = (9.0, 90.0) if case.host else (None, None)
             results.append(dataclasses.asdict(result))
     return {"smoke": False, "results": results}
 
@@ -195,11 +195,11 @@ def test_every_target_finds_its_measurements():
     assert len(found) > 20 and all(outcome.met is not None for outcome in found)
     for outcome in found:
         unit, measured = outcome.target.unit, outcome.measured
-        assert measured == 9.0 if unit == "us" else measured > 0
+        assert measured == {"us": 9.0, "us at worst": 90.0}.get(unit, measured) > 0
         # of two calls of ours and two of a rival likewise; six products are one
         assert unit != "x" or measured == (2.0 if "cublas" in outcome.rival else 4.0)
-        assert outcome.predicted is not None or unit == "us"
-        assert outcome.met == (measured >= outcome.target.wanted) or unit == "us"
+        assert outcome.predicted is not None or unit in gpu_targets.HOST
+        assert outcome.met == (measured >= outcome.target.wanted) or unit in gpu_targets.HOST
 
 
 def test_without_measurements_targets_are_predicted_at_most():
