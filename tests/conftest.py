@@ -85,7 +85,10 @@ class Device:
         facts = case.facts(self.type)
         dim = triton_config.padded(max(facts.head_dim, facts.head_dim_v))
         architecture = triton_launch.architecture(torch.device(self.type))
-        return triton_config.once(architecture, facts.dtype.itemsize * 8, dim, True) is not None
+        return (
+            triton_config.once(architecture, facts.dtype.itemsize * 8, dim, triton_config.PLAIN)
+            is not None
+        )
 
     def check(self, case: Case) -> dict[str, torch.Tensor]:
         """The oracle's verdict of a case on this backend; skips what the backend refuses."""

@@ -1,6 +1,8 @@
 """The Triton backward in one pass: judged on all kinds of calls, dk and dv with the bits of two kernels, and not taken
 where torch's deterministic algorithms are asked for."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -141,8 +143,8 @@ def test_explain_says_what_has_no_order(device):
 
 
 def test_one_pass_is_for_16_bit_heads_on_sm_90():
-    for dim, plain in ((16, True), (64, False), (128, True), (128, False)):
-        assert triton_config.once("sm_90", 16, dim, plain)
+    for dim, load in itertools.product((16, 64, 128), triton_config.LOADS):
+        assert triton_config.once("sm_90", 16, dim, load)
         for others in (("sm_90", 32, dim), ("sm_80", 16, dim), ("gfx942", 16, dim)):
-            assert triton_config.once(*others, plain) is None
-    assert triton_config.once("sm_90", 16, 256, True) is None
+            assert triton_config.once(*others, load) is None
+    assert triton_config.once("sm_90", 16, 256, triton_config.PLAIN) is None

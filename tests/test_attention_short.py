@@ -89,22 +89,29 @@ def test_the_tile_of_few_queries_gives_the_bits_of_the_usual_one(case, device, m
 
 def test_few_queries_change_no_block_of_keys_and_no_other_call():
     for dim in (16, 64, 128):
-        usual = triton_config.tiles("sm_90", 16, "tf32", dim, True)["forward"]
-        found = triton_config.few("sm_90", 16, dim, True, 64)
+        usual = triton_config.tiles("sm_90", 16, "tf32", dim, "plain")["forward"]
+        found = triton_config.few("sm_90", 16, dim, "plain", 64)
         assert found.block_n == usual.block_n and found.block_m < usual.block_m
-    others = ("sm_90", 16, 64, True, 65), ("sm_90", 16, 64, False, 64), ("sm_90", 32, 64, True, 64)
-    for other in (*others, ("sm_90", 16, 256, True, 64), ("sm_80", 16, 64, True, 64)):
+    others = [("sm_90", 16, 64, load, 64) for load in ("busy", "full")]
+    others += [("sm_90", 16, 64, "plain", 65), ("sm_90", 32, 64, "plain", 64)]
+    for other in (*others, ("sm_90", 16, 256, "plain", 64), ("sm_80", 16, 64, "plain", 64)):
         assert triton_config.few(*other) is None
 
 
 @pytest.mark.parametrize(
-    ("dim", "plain", "longest"),
-    [(16, True, 512), (64, False, 512), (128, True, 256), (128, False, 256)],
+    ("dim", "load", "longest"),
+    [
+        (16, "plain", 512),
+        (64, "busy", 512),
+        (64, "full", 512),
+        (128, "plain", 256),
+        (128, "full", 256),
+    ],
 )
-def test_what_is_short_depends_on_the_head_dim(dim, plain, longest):
+def test_what_is_short_depends_on_the_head_dim(dim, load, longest):
     for architecture in ("sm_80", "sm_90"):
-        assert triton_config.short(architecture, 16, dim, plain, longest)
-        assert triton_config.short(architecture, 16, dim, plain, longest + 1) is None
-        assert triton_config.short(architecture, 32, dim, plain, longest) is None
-    assert triton_config.short("gfx942", 16, dim, plain, longest) is None
-    assert triton_config.short("sm_90", 16, 256, plain, 16) is None
+        assert triton_config.short(architecture, 16, dim, load, longest)
+        assert triton_config.short(architecture, 16, dim, load, longest + 1) is None
+        assert triton_config.short(architecture, 32, dim, load, longest) is None
+    assert triton_config.short("gfx942", 16, dim, load, longest) is None
+    assert triton_config.short("sm_90", 16, 256, load, 16) is None

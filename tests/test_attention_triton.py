@@ -35,6 +35,29 @@ def test_a_mask_that_turns_no_key_off_changes_no_bit(dtype, device):
         assert same_bits(attend(mask), straight), mask.dtype
 
 
+@pytest.mark.parametrize("broadcast", [False, True], ids=["rows", "expanded"])
+def test_a_boolean_mask_beside_dropout_gives_the_bits_of_lengths(broadcast, device):
+    only_triton(device)
+    q, k, v, dout = (torch.randn(2, 2, 40, 16).to(device.type, torch.float16) for _ in "qkvo")
+    facts = api.attention_facts(q, k, v, None, dropout_p=0.2)
+    device.require("attention", facts, q.numel(), turn=device.architecture)
+    lengths = torch.tensor([23, 40], device=q.device)
+    mask = (torch.arange(40, device=q.device) < lengths[:, None])[:, None, None]
+    if broadcast:
+        mask = mask.expand(2, 2, 40, 40)
+
+    def gradients(**padding):
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        out = bk.scaled_dot_product_attention(
+            *leaves, dropout_p=0.2, is_causal=True, seed=3, backend=device.backend, **padding
+        )
+        # dq has no order where one pass serves the backward.
+        return out.detach(), *torch.autograd.grad(out, leaves, dout)[1:]
+
+    found, expected = gradients(attn_mask=mask), gradients(key_lengths=lengths)
+    assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
+
+
 # Each tile of float32, and what of it needs most registers.
 LOADED = {"mask": "float", "mask_dims": "hqk", "dropout_p": 0.1, "lse": True}
 FLOATS = [

@@ -169,8 +169,8 @@ def test_rows_of_a_mask_that_lie_too_far_apart_are_copied():
         for bits, precision in ((16, "tf32"), (32, "tf32"), (32, "bf16x3"), (32, "ieee"))
         for dim in (64, 128, 256)
         if bits == 16 or triton_config.products(precision, dim) == precision
-        for plain in (False, True)
-        for tile in triton_config.tiles(arch, bits, precision, dim, plain).values()
+        for load in triton_config.LOADS
+        for tile in triton_config.tiles(arch, bits, precision, dim, load).values()
     ]
     assert max(t.block_m - 1 for t in tiles) * (far - 1) + max(t.block_n for t in tiles) < 1 << 32
     assert triton_arguments.columns_of(mask(far - 1)).stride(2) == far - 1

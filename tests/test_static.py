@@ -101,13 +101,23 @@ def test_the_table_covers_every_architecture_of_a_kernel() -> None:
         "short": {"gfx942"},
         **{name: {"gfx942", "sm_80"} for name in ("few", "once", "round")},
     }
-    assert triton_config.short("gfx942", 16, 64, True, 1) is None
-    assert all(triton_config.few(arch, 16, 64, True, 1) is None for arch in elsewhere["few"])
-    assert all(triton_config.once(arch, 16, 64, True) is None for arch in elsewhere["once"])
+    # Several at once, of which scalars spill there, are compiled for others; of float32 for one, whose tiles all have.
+    several = {"mask", "causal mask", "most mask", "capped mask", "most bias"}
+    several.add("full packed")
+    assert triton_config.short("gfx942", 16, 64, triton_config.PLAIN, 1) is None
+    assert all(
+        triton_config.few(arch, 16, 64, triton_config.PLAIN, 1) is None for arch in elsewhere["few"]
+    )
+    assert all(
+        triton_config.once(arch, 16, 64, triton_config.PLAIN) is None for arch in elsewhere["once"]
+    )
     for kernel in {kernel for kernel, _ in table}:
         there = wanted[kernel.split()[0]]
         if kernel.startswith("triton attention "):
-            there = there.difference(*(a for form, a in elsewhere.items() if f" {form}" in kernel))
+            form, variant = re.match(r"triton attention (\w+) ([a-z ]+) \d", kernel).groups()
+            there = there - elsewhere.get(form, set())
+            if variant in several:
+                there = there - {"gfx942"} - ({"sm_90"} if " fp32" in kernel else set())
         assert {arch for name, arch in table if name == kernel} == there, kernel
     assert all(r.blocks > 0 and r.instructions > 0 for r in table.values())
 

@@ -1,5 +1,4 @@
-"""The static gate meets every switch of the Triton kernels of all rooms but attention both ways: what is None, and
-constants that are not sizes."""
+"""The static gate meets every switch of every Triton kernel both ways: what is None or not, flags, other constants."""
 
 from __future__ import annotations
 
@@ -13,6 +12,8 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 from bigkernels.ops import triton_launch
+from bigkernels.ops.attention import triton as attention_drawer
+from bigkernels.ops.attention import triton_config
 
 if triton_launch.INTERPRETED:
     pytest.skip("emulated: TRITON_INTERPRET=1 keeps Triton from compiling", allow_module_level=True)
@@ -20,16 +21,26 @@ if triton_launch.INTERPRETED:
 from bigkernels.ops import triton_philox
 from tests.static import triton_kernels
 
-# Constants that are sizes of tiles.
-SIZES = re.compile(r"BLOCK(_\w+)?|ROWS_M")
+# What no call of the drawer does: a bias whose gradient is wanted is there, and packed calls have none.
+NEVER = {
+    ("attention_backward_mask_kernel", "mask_ptr None"),
+    ("attention_backward_mask_kernel", "cu_q_ptr given"),
+}
+# Flags of attention: the kernels that alone are given one; those that never, and that always are.
+ONLY = {"pinned": ("key", "once", "short"), "summed": ("rows",)}
+OFF = {("short", "negative")}
+ON = {("mask", "added"), ("once", "pinned")}
+# Of 16 bits alone, whose products are of one kind.
+HALVES = ("attention_backward_short_kernel", "attention_backward_once_kernel")
+# Constants that are sizes, and attention's flags, of which each is looked at. Of attention the gate has whole rows
+# alone: as many columns as a tile, from 16 bytes on.
+SIZES = re.compile(r"BLOCK(_\w+)?|ROWS_M|D|DV|UNIT|FLAGS")
 
 
 def _by_kernel() -> dict[str, list[Any]]:
     found = collections.defaultdict(list)
     for configuration in triton_kernels.configurations().values():
-        # Attention's kernels share one word of flags.
-        if not configuration.name.startswith("triton attention "):
-            found[configuration.kernel.__name__].append(configuration)
+        found[configuration.kernel.__name__].append(configuration)
     return dict(found)
 
 
@@ -56,7 +67,7 @@ def test_what_a_caller_may_leave_out_is_both_left_out_and_given(name):
     for pointer in _optional(configurations[0].kernel):
         absent = {pointer in c.constants and c.constants[pointer] is None for c in configurations}
         missing += [f"{pointer} {'None' if a else 'given'}" for a in {True, False} - absent]
-    assert missing == []
+    assert {m for m in missing if (name, m) not in NEVER} == set()
 
 
 @kernels
@@ -67,5 +78,40 @@ def test_each_constant_has_several_values(name):
         for p in configurations[0].kernel.params
         if p.is_constexpr and not SIZES.fullmatch(p.name)
     ]
+    if name in HALVES:
+        switches.remove("PRECISION")
     values = {s: {c.constants[s] for c in configurations} for s in switches}
     assert {s: v for s, v in values.items() if len(v) < 2} == {}
+
+
+@kernels
+def test_each_flag_is_on_and_off(name):
+    configurations = [c for c in BY_KERNEL[name] if "FLAGS" in c.constants]
+    for flag, bit in attention_drawer.FLAGS.items() if configurations else ():
+        met = {bool(c.constants["FLAGS"] & bit) for c in configurations}
+        kernel = name.removesuffix("_kernel").rpartition("_")[2]
+        wanted = {True, False}
+        if kernel not in ONLY.get(flag, (kernel,)) or (kernel, flag) in OFF:
+            wanted = {False}
+        if (kernel, flag) in ON:
+            wanted = {True}
+        assert met == wanted, flag
+
+
+def test_attention_meets_each_kind_of_mask_and_of_load():
+    for name, configurations in BY_KERNEL.items():
+        if "stride_mk" in configurations[0].kernel.arg_names:
+            given = [c for c in configurations if "mask_ptr" not in c.constants]
+            kinds = {"bool" if c.types["mask_ptr"] == "*i8" else "float" for c in given}
+            assert kinds == ({"float"} if "_mask_" in name else {"bool", "float"}), name
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("ranged", [False, True])
+def test_what_takes_more_registers_is_no_lighter_a_load(mask, ranged):
+    loads = [triton_config.LOADS.index(triton_config.load_of(mask, ranged, n)) for n in range(4)]
+    assert loads == sorted(loads)
+    assert triton_config.load_of(mask, ranged, 0) == (
+        "plain" if not mask else "full" if ranged else "busy"
+    )
+    assert triton_config.load_of(True, ranged, 2) == "most"

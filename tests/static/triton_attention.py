@@ -4,7 +4,7 @@ q, k and v, and with what takes most registers."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from bigkernels.ops.attention import triton as drawer
 from bigkernels.ops.attention import (
@@ -43,25 +43,58 @@ ADDED = ("slopes_ptr", "sinks_ptr")
 EXTRAS = ("mask_ptr", "lengths_ptr", *ADDED, "dlse_ptr", *DROPOUT)
 PACKED = ("cu_q_ptr", "cu_k_ptr")
 BITS = drawer.FLAGS
-# What each variant passes as None, its flags, whether it is plain to triton_config.
+
+
+class Variant(NamedTuple):
+    """absent: what it passes as None. flags: bits of FLAGS by name. mask: its type where that is not the dtype's."""
+
+    absent: tuple[str, ...]
+    flags: tuple[str, ...]
+    mask: str = ""
+
+    @property
+    def load(self) -> str:
+        others = "softcap" in self.flags, "dropout" in self.flags, "slopes_ptr" not in self.absent
+        return triton_config.load_of(
+            "mask_ptr" not in self.absent, "ranged" in self.flags, sum(others)
+        )
+
+
+_ON = ("ranged", "softcap", "dropout", "negative", "added")
+# With little, and with what can be there at once. Beside dropout the backward is given no boolean mask.
 VARIANTS = {
-    "plain": ((*EXTRAS, *PACKED), 0, True),
-    "packed causal": (EXTRAS, BITS["ranged"], True),
-    "negative": ((*EXTRAS, *PACKED), BITS["negative"], True),
-    "bias": ((*ADDED, *PACKED, *DROPOUT, "lengths_ptr"), BITS["added"] | BITS["summed"], False),
-    "dropout": (("mask_ptr", *ADDED, *PACKED), BITS["dropout"], False),
-    "capped": (
-        ("mask_ptr", *PACKED, *DROPOUT),
-        BITS["ranged"] | BITS["softcap"] | BITS["added"],
-        False,
-    ),
+    "plain": Variant((*EXTRAS, *PACKED), ()),
+    "packed causal": Variant(EXTRAS, ("ranged",)),
+    "negative": Variant((*EXTRAS, *PACKED), ("negative",)),
+    "bias": Variant((*ADDED, *PACKED, *DROPOUT, "lengths_ptr"), ("added", "summed")),
+    "dropout": Variant(("mask_ptr", *ADDED, *PACKED), ("dropout",)),
+    "capped": Variant(("mask_ptr", *PACKED, *DROPOUT), ("ranged", "softcap", "added")),
+    "mask": Variant((*PACKED, *DROPOUT, "slopes_ptr"), ("negative",), "*i8"),
+    "causal mask": Variant((*PACKED, "slopes_ptr"), ("ranged", "dropout"), "*i8"),
+    "most mask": Variant(PACKED, _ON, "*i8"),
+    "capped mask": Variant((*PACKED, *DROPOUT), tuple(f for f in _ON if f != "dropout"), "*i8"),
+    "most bias": Variant(PACKED, (*_ON, "summed")),
+    "full packed": Variant(("mask_ptr", "lengths_ptr"), _ON),
 }
-# Kernels that some of them say nothing of: a negative scale is not for short sequences.
+# Kernels that some of them say nothing of.
 ONLY = {
-    "mask": ("bias",),
+    "mask": ("bias", "most bias"),
     "round": ("plain", "packed causal"),
     "short": tuple(name for name in VARIANTS if name != "negative"),
 }
+# Its blocks are the same whatever is on: the other kernels are given less where these are on.
+OF = {
+    **dict.fromkeys(("causal mask", "most mask"), ("forward",)),
+    "capped mask": ("rows", "query", "key", "short", "once"),
+}
+# Where variants with several things at once are compiled: on AMD, where nothing has run, scalars of some spill.
+NVIDIA = ("sm_80", "sm_90")
+ARCHITECTURES = {
+    **dict.fromkeys(("mask", "causal mask", "most mask", "capped mask"), NVIDIA),
+    **dict.fromkeys(("most bias", "full packed"), NVIDIA),
+}
+# Of which a tile of scores has a row for each key.
+TRANSPOSED = ("key", "once", "short")
 DIMS = (64, 128, 256)
 # Products: of 16-bit elements, and of float32 by torch's three settings.
 KINDS = (("bf16", "tf32"), ("fp16", "tf32"), *(("fp32", p) for p in ("tf32", "bf16x3", "ieee")))
@@ -73,60 +106,70 @@ def _types(kernel: Any, dtype: str) -> dict[str, str]:
 
 
 def _tile(
-    name: str, dim: int, dtype: str, precision: str, arch: str, plain: bool
+    name: str, dim: int, dtype: str, precision: str, arch: str, load: str
 ) -> triton_config.Tile | None:
     bits = 32 if dtype == "fp32" else 16
     if name == "few":
-        return triton_config.few(arch, bits, dim, plain, 1)
+        return triton_config.few(arch, bits, dim, load, 1)
     if name == "short":
-        return triton_config.short(arch, bits, dim, plain, 1)
+        return triton_config.short(arch, bits, dim, load, 1)
     if name == "once":
-        return triton_config.once(arch, bits, dim, plain)
+        return triton_config.once(arch, bits, dim, load)
     if name == "round":
         return _round(arch, bits, dim)
-    return triton_config.tiles(arch, bits, precision, dim, plain)[name]
+    return triton_config.tiles(arch, bits, precision, dim, load)[name]
 
 
 def _round(arch: str, bits: int, dim: int) -> triton_config.Tile | None:
-    if triton_config.once(arch, bits, dim, True) is None:
+    if triton_config.once(arch, bits, dim, triton_config.PLAIN) is None:
         return None
     return triton_config.Tile(triton_config.ROUND_ROWS, 0, triton_config.ROUND_WARPS, 1)
+
+
+def _flags(name: str, form: Variant, dtype: str, precision: str, arch: str) -> int:
+    flags = {*form.flags}
+    if name != "rows" or dtype == "fp32":
+        flags.discard("summed")
+    if name == "short":
+        flags.discard("negative")
+    if name in TRANSPOSED and arch == "sm_90" and dtype != "fp32":
+        flags.add("pinned")
+    return sum(BITS[flag] for flag in flags)
 
 
 def _configuration(
     name: str, variant: str, dim: int, dtype: str, precision: str, arch: str
 ) -> Configuration | None:
-    kernel = KERNELS[name]
-    absent, flags, plain = VARIANTS[variant]
-    if name != "rows" or dtype == "fp32":
-        flags &= ~BITS["summed"]
-    ieee = precision == "ieee" and dtype == "fp32"
-    tile = _tile(name, dim, dtype, precision, arch, plain)
+    kernel, form = KERNELS[name], VARIANTS[variant]
+    tile = _tile(name, dim, dtype, precision, arch, form.load)
     if tile is None:
         return None
+    types = _types(kernel, dtype)
+    if form.mask:
+        types["mask_ptr"] = form.mask
     constants = {
-        **dict.fromkeys([a for a in absent if a in kernel.arg_names]),
-        **{"FLAGS": flags, "PRECISION": precision, "UNIT": 8, "stride_mk": 1},
+        **dict.fromkeys([a for a in form.absent if a in kernel.arg_names]),
+        **{"PRECISION": precision, "UNIT": 8, "stride_mk": 1},
+        **{"FLAGS": _flags(name, form, dtype, precision, arch)},
         **{"D": dim, "DV": dim, "BLOCK_D": dim, "BLOCK_DV": dim},
         **{"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n},
     }
     constants = {a: value for a, value in constants.items() if a in kernel.arg_names}
     bits = 32 if dtype == "fp32" else 16
-    if name == "rows" and triton_config.once(arch, bits, dim, plain) is None:
+    if name == "rows" and triton_config.once(arch, bits, dim, form.load) is None:
         constants["part_ptr"] = None
-    if name in ("key", "short", "once") and arch == "sm_90" and dtype != "fp32":
-        constants["FLAGS"] |= BITS["pinned"]
     if name == "short":
         constants["ROWS_M"] = triton_config.SHORT_ROWS
     wide = () if name in ("rows", "mask") else ("wide load", "wide store")
     # Tiles of 64 queries or keys go through wgmma.
-    narrow = name == "short" and tile.block_n < 64
-    wgmma = ("HGMMA",) if dtype != "fp32" and dim <= 128 and not narrow else ()
+    side = tile.block_n if name in TRANSPOSED else tile.block_m
+    wgmma = ("HGMMA",) if dtype != "fp32" and dim <= 128 and side >= 64 else ()
+    ieee = precision == "ieee" and dtype == "fp32"
     products = () if ieee or name in ("rows", "round") else ("HMMA", *wgmma)
     return Configuration(
         f"triton attention {name} {variant} {dim} {dtype}{' ' + precision if dtype == 'fp32' else ''}",
         kernel,
-        _types(kernel, dtype),
+        types,
         constants,
         {
             "num_warps": tile.num_warps,
@@ -145,14 +188,22 @@ def configurations() -> Iterator[Configuration]:
         for variant in VARIANTS:
             if variant not in ONLY.get(name, (variant,)):
                 continue
+            if name not in OF.get(variant, (name,)):
+                continue
             for dim in DIMS:
                 for dtype, precision in KINDS:
                     if dtype == "fp32" and triton_config.products(precision, dim) != precision:
                         continue
                     usual = variant == "plain" and (dtype != "fp16" or dim == 64)
                     heavy = dtype == "fp32" and variant in ("bias", "dropout")
-                    if usual or dtype == "bf16" or heavy:
-                        for arch in TARGETS:
-                            found = _configuration(name, variant, dim, dtype, precision, arch)
-                            if found is not None:
-                                yield found
+                    archs = (
+                        ARCHITECTURES.get(variant, TARGETS)
+                        if usual or dtype == "bf16" or heavy
+                        else ()
+                    )
+                    if dtype == "fp32" and variant == "most bias":
+                        archs = ("sm_80",) if name in ("query", "key", "mask") else ()
+                    for arch in archs:
+                        found = _configuration(name, variant, dim, dtype, precision, arch)
+                        if found is not None:
+                            yield found

@@ -49,7 +49,7 @@ def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
         return ()
     architecture = triton_launch.architecture(torch.device(facts.device))
     dim = triton_config.padded(max(facts.head_dim, facts.head_dim_v))
-    if triton_config.once(architecture, facts.dtype.itemsize * 8, dim, True) is None:
+    if triton_config.once(architecture, facts.dtype.itemsize * 8, dim, triton_config.PLAIN) is None:
         return ()
     how = "unless torch.use_deterministic_algorithms(True) asks for one"
     return (f"one pass over the scores adds up the gradient of query in no fixed order, {how}",)

@@ -16,6 +16,7 @@ from bigkernels.ops.attention import contract, triton_config
 from bigkernels.ops.attention.contract import Facts
 from bigkernels.ops.attention.triton_arguments import (
     Backward,
+    additive,
     columns_of,
     key_of,
     pointers_of,
@@ -74,9 +75,10 @@ class Call(NamedTuple):
         return sum(FLAGS[name] for name, value in on.items() if value)
 
     @property
-    def plain(self) -> bool:
-        light = FLAGS["ranged"] | FLAGS["negative"]
-        return self.mask is None and self.flags & ~light == 0
+    def load(self) -> str:
+        others = self.softcap > 0.0, self.dropout.p > 0.0, self.slopes is not None
+        ranged = self.flags & FLAGS["ranged"] > 0
+        return triton_config.load_of(self.mask is not None, ranged, sum(others))
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
@@ -168,19 +170,19 @@ class _Launch:
         self.call, self.dims = call, call.dims()
         d = max(self.dims["BLOCK_D"], self.dims["BLOCK_DV"])
         bits, precision = call.q.element_size() * 8, self.dims["PRECISION"]
-        architecture = triton_launch.architecture(call.q.device)
+        architecture, load = triton_launch.architecture(call.q.device), call.load
         halves = FLAGS["pinned"] if bits == 16 else 0
         self.pinned = halves if architecture == "sm_90" else 0
-        self.tiles = triton_config.tiles(architecture, bits, precision, d, call.plain)
-        few = triton_config.few(architecture, bits, d, call.plain, call.longest)
+        self.tiles = triton_config.tiles(architecture, bits, precision, d, load)
+        few = triton_config.few(architecture, bits, d, load, call.longest)
         if few is not None:
             self.tiles = {**self.tiles, "forward": few}
         self.short = None
         if self.dims["FLAGS"] & FLAGS["negative"] == 0:
-            self.short = triton_config.short(architecture, bits, d, call.plain, call.longest)
+            self.short = triton_config.short(architecture, bits, d, load, call.longest)
         self.once = None
         if not triton_launch.deterministic():  # one pass adds up dq in no order
-            self.once = triton_config.once(architecture, bits, d, call.plain)
+            self.once = triton_config.once(architecture, bits, d, load)
         rows = (call.q, call.k, call.v, *others)
         steps = [step for x in rows for step in strides_of(x)]
         aligned = all(x.data_ptr() % 16 == 0 for x in rows) and all(s % 8 == 0 for s in steps)
@@ -218,6 +220,7 @@ class _Launch:
 
 
 _FORWARD, _BACKWARD = triton_launch.Replays(), triton_launch.Replays()
+_DROPOUT_P = 12  # its place among what the backward is given behind the mask
 
 
 def _no_sequence(cu_seq: Tensor | None) -> bool:
@@ -359,7 +362,7 @@ def attention_backward(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     mask: Tensor | None, *flags: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    arguments = (q, k, v, mask, *flags[:-1])
+    arguments = (q, k, v, additive(mask, q.dtype) if flags[_DROPOUT_P] > 0.0 else mask, *flags[:-1])
     gradients = (
         contract.like_layout(q, q.shape[-1]),
         contract.like_layout(k, k.shape[-1]),

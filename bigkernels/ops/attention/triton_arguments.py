@@ -34,6 +34,17 @@ def columns_of(mask: Tensor | None) -> Tensor | None:
     return mask.contiguous()
 
 
+def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A boolean mask as numbers to add, 0 and -inf: what the backward is given beside dropout, the words of which its
+    transposed tiles otherwise compute in three layouts, for want of registers. No bit of a gradient depends on it."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    for dim in range(4):  # what is broadcast stays small
+        if mask.stride(dim) == 0 and mask.shape[dim] > 1:
+            mask = mask.narrow(dim, 0, 1)
+    return mask.to(dtype).log_()
+
+
 def strides_of(x: Tensor) -> tuple[int, int, int]:
     """Of batch, heads and rows."""
     return (

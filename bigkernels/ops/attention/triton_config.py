@@ -4,7 +4,12 @@ batches change a bit, but of dq where one pass serves the backward: its programs
 
 BLOCK_N of the forward, in whose blocks a row's softmax is rescaled, follows from architecture, dtype and head dims
 alone: padded, packed and masked calls agree in every bit. The one exception is 16-bit heads of 65 to 128 on sm_90,
-which with a mask take half the block: at 64 by 64 an additive one spills, and 32 queries are too few for wgmma.
+which with a mask take half the block, and there narrower ones with most: at 64 by 64 an additive mask spills, and 32
+queries are too few for wgmma.
+
+Registers decide. So calls are plain; busy, with one thing that takes registers (a mask, dropout, a softcap, ALiBi);
+full, with two of them, or a mask behind a diagonal; most, with a mask and two of the others. Each takes the tile of
+the kind before it, as far as busy, where the table has none of its own: where that does not spill.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ class Tile(NamedTuple):
 # All that a thread can have. Said aloud, because ptxas otherwise spills two or three to fit a warp more.
 REGISTERS = 255
 KERNELS = ("forward", "rows", "query", "key", "mask")
+LOADS = PLAIN, BUSY, FULL, MOST = "plain", "busy", "full", "most"
 
 # Of the kernel of short sequences, which reads the keys of a tile into registers once and sums dk and dv there: the
 # longest sequences it is for, by head dim up to. Longer ones keep the multiprocessors busy without it.
@@ -48,53 +54,66 @@ def products(precision: str, dim: int) -> str:
     return "ieee" if precision == "bf16x3" and dim > 64 else precision
 
 
-def _bucket(dim: int, plain: bool) -> str:
-    return f"{max(64, dim)} {'plain' if plain else 'busy'}"
+def load_of(mask: bool, ranged: bool, others: int) -> str:
+    """The kind of a call. ranged: there is a diagonal. others: how many of dropout, softcap and ALiBi."""
+    if not mask and others == 0:
+        return PLAIN
+    if mask and others > 1:
+        return MOST
+    return FULL if others > 1 or (mask and (ranged or others > 0)) else BUSY
 
 
-def _tile(op: str, architecture: str, bits: int, bucket: str) -> Tile | None:
+def _tile(
+    op: str, architecture: str, bits: int, dim: int, load: str, products: str = ""
+) -> Tile | None:
     """The table's, if it has one: not every kernel is for every case."""
-    found = triton_table.table().get((op, architecture, f"{bits} bit", bucket))
-    return None if found is None else Tile(**found)
+    first = LOADS.index(load)
+    for kind in LOADS[first : 0 if load != PLAIN else None : -1]:
+        bucket = f"{products} {max(64, dim)} {kind}".lstrip()
+        if found := triton_table.table().get((op, architecture, f"{bits} bit", bucket)):
+            return Tile(**found)
+    return None
 
 
 @functools.cache
-def short(architecture: str, bits: int, dim: int, plain: bool, longest: int) -> Tile | None:
+def short(architecture: str, bits: int, dim: int, load: str, longest: int) -> Tile | None:
     """The tile with which one kernel does the backward of sequences up to `longest`; None if it does not.
 
     On AMD its scalars spill, and of float32 too little fits on chip.
     """
     if longest > SHORT.get(max(64, dim), 0):
         return None
-    return _tile("attention_short", architecture, bits, _bucket(dim, plain))
+    return _tile("attention_short", architecture, bits, dim, load)
 
 
 @functools.cache
-def once(architecture: str, bits: int, dim: int, plain: bool) -> Tile | None:
+def once(architecture: str, bits: int, dim: int, load: str) -> Tile | None:
     """The tile with which one pass over the scores does the backward; None if two do: on sm_80, of float32 and of wider
     heads one is not predicted to gain a tenth, or does not fit the registers."""
-    return _tile("attention_once", architecture, bits, _bucket(dim, plain))
+    return _tile("attention_once", architecture, bits, dim, load)
 
 
-def few(architecture: str, bits: int, dim: int, plain: bool, longest: int) -> Tile | None:
+def few(architecture: str, bits: int, dim: int, load: str, longest: int) -> Tile | None:
     """The forward's tile where no sequence is longer than `longest`, if it is not that of longer ones: on sm_90, half
     of the usual tile of queries would be empty. BLOCK_N is the usual one, and so are the bits. (On sm_80, tiles of
     fewer than 64 queries add up a row in another order.)"""
-    found = _tile("attention_few", architecture, bits, _bucket(dim, plain))
+    found = _tile("attention_few", architecture, bits, dim, load)
     return found if found is not None and longest <= found.block_m else None
 
 
 @functools.cache
-def tiles(architecture: str, bits: int, precision: str, dim: int, plain: bool) -> dict[str, Tile]:
-    """By kernel. bits: of the dtype. precision: of float32 products. dim: the larger head dim, padded. plain: no
-    mask, dropout, softcap or ALiBi, which take registers."""
+def tiles(architecture: str, bits: int, precision: str, dim: int, load: str) -> dict[str, Tile]:
+    """By kernel. bits: of the dtype. precision: of float32 products. dim: the larger head dim, padded. load: as
+    load_of has it."""
     if architecture.startswith("gfx"):
         wide = {"mask": _AMD_WIDE_MASK} if bits == 32 and dim > 128 else {}
         return dict.fromkeys(KERNELS, _AMD) | wide
-    bucket = _bucket(dim, plain)
-    if bits == 32:  # one for all
-        tile = _tile("attention", architecture, bits, f"{precision} {bucket}")
-        assert tile is not None, (precision, bucket)
-        return dict.fromkeys(KERNELS, tile)
-    found = {name: _tile(f"attention_{name}", architecture, bits, bucket) for name in KERNELS}
+    if bits == 32:  # one for all, but that what sums rows up keeps its BLOCK_N
+        tile, first = (
+            _tile("attention", architecture, bits, dim, x, precision) for x in (load, BUSY)
+        )
+        assert tile is not None and first is not None, (precision, dim, load)
+        kept = dict.fromkeys(("forward", "rows"), tile if load == PLAIN else first)
+        return dict.fromkeys(KERNELS, tile) | kept
+    found = {name: _tile(f"attention_{name}", architecture, bits, dim, load) for name in KERNELS}
     return {name: tile for name, tile in found.items() if tile is not None}
