@@ -122,8 +122,9 @@ def main() -> int:
     summary = f"{len(made)} configurations, {compiled} compiled, {len(wrong)} faults, "
     print(f"{summary}{len(differ)} differ from the table, {time.monotonic() - start:.0f} s")
     if chosen.update:
+        # What is wrong stays out, and is found wrong again.
         rest = [r for key, r in before.items() if key not in kept and key not in gone]
-        row.save([*(r for r, _ in made), *rest], of_table | here)
+        row.save([*(r for r, faults in made if not faults), *rest], of_table | here)
         return int(bool(wrong))
     others = {name for name in here if before and here[name] != of_table.get(name)}
     for name in sorted(others):

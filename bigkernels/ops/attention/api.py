@@ -307,7 +307,7 @@ def scaled_dot_product_attention(
         scale, enable_gqa: of the scores, default 1 / sqrt(D); H may be a multiple of Hkv.
         key_lengths: (B,) int32 or int64; keys from that position on are off.
         window: w or (left, right): only keys within that distance of the diagonal; -1 = unbounded.
-        causal_alignment: "top_left" (torch's) or "bottom_right"; holds for the window too.
+        causal_alignment: "top_left" (torch's) or "bottom_right"; holds for the window and ALiBi too.
         softcap: scores become ``softcap * tanh(scores / softcap)``; 0.0 = off.
         alibi_slopes, sinks: (H,): subtracts slope * distance from the diagonal; one more score in the denominator.
         seed, offset: int or int64 (); equal values drop equal weights. None draws a seed, offset 0.

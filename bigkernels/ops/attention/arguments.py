@@ -258,8 +258,8 @@ def dense_call(
         else (contract.TOP_LEFT if is_causal else contract.OPEN)
     )
     left, right = (-1, -1) if window is None else _window("window", window)
-    if causal == contract.OPEN_BOTTOM_RIGHT and left < 0 and right < 0:
-        causal = contract.OPEN
+    if causal == contract.OPEN_BOTTOM_RIGHT and left < 0 and right < 0 and alibi_slopes is None:
+        causal = contract.OPEN  # nothing looks at the diagonal
     checks.check_number("dropout_p", dropout_p, 0.0, 1.0)
     if key_lengths is not None:
         _check_lengths("key_lengths", key_lengths, q, (q.shape[0],))
@@ -318,7 +318,8 @@ def packed_call(
     left, right = _window("window_size", window_size)
     if is_causal:
         right = 0 if right < 0 else min(right, 0)
-    causal = contract.OPEN if left < 0 and right < 0 else contract.OPEN_BOTTOM_RIGHT
+    looked_at = left >= 0 or right >= 0 or alibi_slopes is not None  # the diagonal
+    causal = contract.OPEN_BOTTOM_RIGHT if looked_at else contract.OPEN
     if right == 0:
         causal = contract.BOTTOM_RIGHT
     checks.check_number("dropout_p", dropout_p, 0.0, 1.0)

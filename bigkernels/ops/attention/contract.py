@@ -9,11 +9,11 @@ from torch import Tensor
 
 BACKENDS = ("triton", "cpu")
 
-# Values of ``causal``: which keys j a query i may see, and where a window's diagonal lies.
-OPEN = 0  # every key; window around j == i
-TOP_LEFT = 1  # j <= i; window around j == i
-BOTTOM_RIGHT = 2  # j <= i + Lk - Lq; window around j == i + Lk - Lq
-OPEN_BOTTOM_RIGHT = 3  # every key; window around j == i + Lk - Lq
+# Values of ``causal``: which keys j a query i may see, and where the diagonal of a window and of ALiBi lies.
+OPEN = 0  # every key; diagonal j == i
+TOP_LEFT = 1  # j <= i; diagonal j == i
+BOTTOM_RIGHT = 2  # j <= i + Lk - Lq; diagonal j == i + Lk - Lq
+OPEN_BOTTOM_RIGHT = 3  # every key; diagonal j == i + Lk - Lq
 
 
 class Facts(NamedTuple):

@@ -92,7 +92,7 @@ class Call(NamedTuple):
     def tiles(self, block: int, length: int) -> int:
         """Programs a head."""
         if self.cu_q is not None:
-            return length // block + self.cu_q.shape[0] - 1
+            return length // block + self.cu_q.shape[0]
         return -(-length // block)
 
     def mask_strides(self) -> tuple[int, ...]:
@@ -223,20 +223,12 @@ _FORWARD, _BACKWARD = triton_launch.Replays(), triton_launch.Replays()
 _DROPOUT_P = 12  # its place among what the backward is given behind the mask
 
 
-def _no_sequence(cu_seq: Tensor | None) -> bool:
-    return cu_seq is not None and cu_seq.shape[0] < 2
-
-
 def attention_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     q, v, cu_q = arguments[0], arguments[2], arguments[5]
     out = contract.like_layout(q, v.shape[-1])
     *places, _ = q.shape
     lse = q.new_empty(*(places if cu_q is None else places[::-1]), dtype=torch.float32)
-    # Rows behind the last sequence are no program's, and only the device knows them.
-    if cu_q is not None:
-        out.zero_()
-        lse.fill_(-torch.inf)
-    if lse.numel() == 0 or _no_sequence(cu_q):
+    if lse.numel() == 0:
         return out, lse
     key, pointers = key_of(arguments), pointers_of(arguments)
     with triton_launch.device_of(q):
@@ -370,12 +362,9 @@ def attention_backward(
     )
     dmask = mask.new_empty(mask.shape) if flags[-1] and mask is not None else None
     results = (*gradients, q.new_empty(0) if dmask is None else dmask)
-    cu_q = arguments[5]
-    nothing = q.numel() == 0 or k.numel() == 0 or _no_sequence(cu_q)
-    if nothing or cu_q is not None:  # as in the forward: rows behind the last sequence
+    if q.numel() == 0 or k.numel() == 0:
         for gradient in results:
             gradient.zero_()
-    if nothing:
         return results
     dout, out, lse = rows_of(dout), rows_of(out), lse.contiguous()
     statistics = [torch.empty_like(lse) for _ in range(3)]

@@ -14,20 +14,19 @@ from bigkernels.ops.attention.triton_places import (
     statistics_of,
     store_rows,
 )
+from bigkernels.ops.attention.triton_ranges import queries_seeing, rule_of, seen, seen_by, seers
 from bigkernels.ops.attention.triton_tiles import (
-    DROPPED,
-    blocks,
-    gradient_tile,
+    Extra,
+    dscores_tile,
     keep_tile,
-    keys_on,
+    mask_of,
+    mask_tile,
     number_of,
     pinned,
     product,
-    seen,
-    seen_by,
-    seers,
     signed,
     statistics,
+    weights_tile,
     words_of,
 )
 
@@ -73,25 +72,24 @@ def attention_backward_key_kernel(
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     sample, head_kv, tile, first_q, first_k, queries, all_keys = locate(
-        tiles, heads // group, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, cu_k_ptr, BLOCK_N
+        tiles, heads // group, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, True, BLOCK_N
     )
     first = tile * BLOCK_N
     if first >= all_keys:
         return
-    shift = (all_keys - queries) * bottom_right
-    keys = keys_on(lengths_ptr, sample, all_keys)
+    rule = rule_of(
+        sample, queries, all_keys, lengths_ptr, left, right, bottom_right, scale, softcap
+    )
     k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn, UNIT)
     v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn, UNIT)
-    k = load_rows(k_ptr, first, stride_kn * UNIT, keys, False, D, BLOCK_D, BLOCK_N)
-    v = load_rows(v_ptr, first, stride_vn * UNIT, keys, False, DV, BLOCK_DV, BLOCK_N)
+    k = load_rows(k_ptr, first, stride_kn * UNIT, rule.keys, False, D, BLOCK_D, BLOCK_N)
+    v = load_rows(v_ptr, first, stride_vn * UNIT, rule.keys, False, DV, BLOCK_DV, BLOCK_N)
     k = signed(k, FLAGS)
     j = first + tl.arange(0, BLOCK_N)
-    first_i, last_i = seers(j, queries, keys, shift, left, right, FLAGS)
+    first_i, last_i = seers(j, rule, FLAGS)
+    row = first_row(sample, first_q, Lq, cu_q_ptr)
     seeds = (seed_ptr, offset_ptr, threshold)
-    last = tl.minimum(first + BLOCK_N, keys) - 1
-    begin, _, end = blocks(first - shift, last - shift, right, left, queries, BLOCK_M)
-    if first >= keys:
-        end = begin
+    begin, end = queries_seeing(first, rule, BLOCK_M, BLOCK_N)
     steps = tl.cdiv(end - begin, BLOCK_M)
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_DV), tl.float32)
@@ -105,28 +103,25 @@ def attention_backward_key_kernel(
         at = statistics_of(0, sample, head, first_q, stride_lb, stride_lh)
         q = load_rows(of_q, start, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
         dout = load_rows(of_dout, start, stride_gm * UNIT, queries, False, DV, BLOCK_DV, BLOCK_M)
-        delta, most, weight = statistics(delta_ptr + at, most_ptr + at, weight_ptr + at, i, queries)
-        extra = (mask_ptr, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
-        if mask_ptr is not None:
-            of_mask = statistics_of(mask_ptr, sample, head, 0, stride_mb, stride_mh)
-            extra = (of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
+        delta, most, weight = statistics(delta_ptr, most_ptr, weight_ptr, at, i, queries)
+        of_mask = mask_of(mask_ptr, sample, head, stride_mb, stride_mh)
+        extra = Extra(of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head))
         products = product(k, q, PRECISION)
         dweights = product(v, dout, PRECISION)
         if mask_ptr is None:
             on = seen_by(i[None, :], first_i[:, None], last_i[:, None], FLAGS)
         else:  # a mask leaves no registers for their bounds
-            on = seen(i[None, :], j[:, None], queries, keys, shift, left, right, FLAGS)
-        inside = (i < queries)[None, :] & (j < keys)[:, None]
-        keep = on
-        if DROPPED & FLAGS:
-            row = first_row(sample, first_q, Lq, cu_q_ptr)
-            words = words_of(rows_ptr, sample, head, heads, row, i, queries, FLAGS)
-            keep = tl.trans(keep_tile(first, words, seeds, BLOCK_M, BLOCK_N))
-        kept, dscores = gradient_tile(
-            products, dweights, i[None, :], j[:, None], start, first, on, inside, keep,
-            (delta[None, :], most[None, :], weight[None, :]),
-            (scale, softcap), extra, keep_scale, False, FLAGS,
+            on = seen(i[None, :], j[:, None], rule, FLAGS)
+        mask = mask_tile(i[None, :], j[:, None], start, first, on, extra)
+        weights, slope = weights_tile(
+            products, mask, i[None, :], j[:, None], on, most[None, :], weight[None, :],
+            rule, extra, False, FLAGS,
         )  # fmt: skip
+        words = words_of(rows_ptr, sample, head, heads, row, i, queries, FLAGS)
+        keep = tl.trans(keep_tile(first, words, seeds, FLAGS, BLOCK_M, BLOCK_N))
+        kept, dscores = dscores_tile(
+            weights, slope, dweights, delta[None, :], keep, keep_scale, FLAGS
+        )
         dv = tl.dot(pinned(kept.to(dout.dtype), FLAGS), dout, dv, input_precision=PRECISION)
         dk = tl.dot(pinned(dscores.to(q.dtype), FLAGS), q, dk, input_precision=PRECISION)
     dk_ptr = head_of(dk_ptr, sample, head_kv, first_k, stride_ob, stride_oh, stride_om, UNIT)

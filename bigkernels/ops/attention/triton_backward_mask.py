@@ -11,14 +11,15 @@ from bigkernels.ops.attention.triton_places import (
     load_rows,
     statistics_of,
 )
+from bigkernels.ops.attention.triton_ranges import rule_of, seen
 from bigkernels.ops.attention.triton_tiles import (
-    DROPPED,
+    Extra,
     dscores_tile,
     keep_tile,
-    keys_on,
+    mask_of,
+    mask_tile,
     number_of,
     product,
-    seen,
     signed,
     statistics,
     weights_tile,
@@ -81,14 +82,13 @@ def attention_backward_mask_kernel(
         first_i = (own_i + turn // along_j % along_i) * BLOCK_M
         head = own_h + turn // (along_j * along_i) % along_h
         sample = own_b + turn // (along_j * along_i * along_h)
-        shift = (Lk - Lq) * bottom_right
-        keys = keys_on(lengths_ptr, sample, Lk)
+        rule = rule_of(sample, Lq, Lk, lengths_ptr, left, right, bottom_right, scale, softcap)
         i = first_i + tl.arange(0, BLOCK_M)
         j = first_j + tl.arange(0, BLOCK_N)
         last_i = tl.minimum(first_i + BLOCK_M, Lq) - 1
-        last_j = tl.minimum(first_j + BLOCK_N, keys) - 1
-        some = (first_j <= last_i + shift + right) & (last_j >= first_i + shift - left)
-        if some & (first_j < keys):
+        last_j = tl.minimum(first_j + BLOCK_N, rule.keys) - 1
+        some = (first_j <= last_i + rule.shift + right) & (last_j >= first_i + rule.shift - left)
+        if some & (first_j < rule.keys):
             head_kv = head // group
             q = load_rows(
                 head_of(q_ptr, sample, head, 0, stride_qb, stride_qh, stride_qm, UNIT),
@@ -96,7 +96,7 @@ def attention_backward_mask_kernel(
             )  # fmt: skip
             k = load_rows(
                 head_of(k_ptr, sample, head_kv, 0, stride_kb, stride_kh, stride_kn, UNIT),
-                first_j, stride_kn * UNIT, keys, False, D, BLOCK_D, BLOCK_N,
+                first_j, stride_kn * UNIT, rule.keys, False, D, BLOCK_D, BLOCK_N,
             )  # fmt: skip
             products = product(signed(q, FLAGS), k, PRECISION)
             dout = load_rows(
@@ -105,30 +105,21 @@ def attention_backward_mask_kernel(
             )  # fmt: skip
             v = load_rows(
                 head_of(v_ptr, sample, head_kv, 0, stride_vb, stride_vh, stride_vn, UNIT),
-                first_j, stride_vn * UNIT, keys, False, DV, BLOCK_DV, BLOCK_N,
+                first_j, stride_vn * UNIT, rule.keys, False, DV, BLOCK_DV, BLOCK_N,
             )  # fmt: skip
             dweights = product(dout, v, PRECISION)
-            delta, most, weight = statistics(
-                statistics_of(delta_ptr, sample, head, 0, stride_lb, stride_lh),
-                statistics_of(most_ptr, sample, head, 0, stride_lb, stride_lh),
-                statistics_of(weight_ptr, sample, head, 0, stride_lb, stride_lh),
-                i,
-                Lq,
-            )
-            of_head = statistics_of(mask_ptr, sample, head, 0, stride_mb, stride_mh)
-            slope = number_of(slopes_ptr, head)
-            extra = (of_head, stride_mq, stride_mk, slopes_ptr, slope, shift)
-            on = seen(i[:, None], j[None, :], Lq, keys, shift, left, right, FLAGS)
-            inside = (i < Lq)[:, None] & (j < keys)[None, :]
-            keep = on
-            if DROPPED & FLAGS:
-                words = words_of(
-                    rows_ptr, sample, head, heads, first_row(sample, 0, Lq, cu_q_ptr), i, Lq, FLAGS
-                )
-                keep = keep_tile(first_j, words, seeds, BLOCK_M, BLOCK_N)
+            at = statistics_of(0, sample, head, 0, stride_lb, stride_lh)
+            delta, most, weight = statistics(delta_ptr, most_ptr, weight_ptr, at, i, Lq)
+            of_mask = mask_of(mask_ptr, sample, head, stride_mb, stride_mh)
+            extra = Extra(of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head))
+            on = seen(i[:, None], j[None, :], rule, FLAGS)
+            row = first_row(sample, 0, Lq, cu_q_ptr)
+            words = words_of(rows_ptr, sample, head, heads, row, i, Lq, FLAGS)
+            keep = keep_tile(first_j, words, seeds, FLAGS, BLOCK_M, BLOCK_N)
+            mask = mask_tile(i[:, None], j[None, :], first_i, first_j, on, extra)
             weights, _ = weights_tile(
-                products, i[:, None], j[None, :], first_i, first_j, on, inside, most[:, None],
-                weight[:, None], (scale, softcap), extra, False, FLAGS,
+                products, mask, i[:, None], j[None, :], on, most[:, None], weight[:, None],
+                rule, extra, mask is not None, FLAGS,
             )  # fmt: skip
             # The mask is added behind the softcap, whose slope is none of its gradient.
             _, dscores = dscores_tile(

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from bigkernels.ops.attention.triton_places import (
+    RANGED,
     SIZES,
     add_rows,
     first_row,
@@ -18,19 +19,16 @@ from bigkernels.ops.attention.triton_places import (
     statistics_of,
     store_rows,
 )
+from bigkernels.ops.attention.triton_ranges import queries_seeing, rule_of, seen_by, seers
 from bigkernels.ops.attention.triton_tiles import (
-    DROPPED,
-    RANGED,
-    blocks,
+    Extra,
     dscores_tile,
     keep_tile,
-    keys_on,
+    mask_of,
+    mask_tile,
     number_of,
     pinned,
     product,
-    seen,
-    seen_by,
-    seers,
     signed,
     statistics,
     statistics_tile,
@@ -81,25 +79,24 @@ def attention_backward_once_kernel(
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     sample, head_kv, tile, first_q, first_k, queries, all_keys = locate(
-        tiles, heads // group, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, cu_k_ptr, BLOCK_N
+        tiles, heads // group, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, True, BLOCK_N
     )
     first = tile * BLOCK_N
     if first >= all_keys:
         return
-    shift = (all_keys - queries) * bottom_right
-    keys = keys_on(lengths_ptr, sample, all_keys)
+    rule = rule_of(
+        sample, queries, all_keys, lengths_ptr, left, right, bottom_right, scale, softcap
+    )
     k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn, UNIT)
     v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn, UNIT)
-    k = load_rows(k_ptr, first, stride_kn * UNIT, keys, False, D, BLOCK_D, BLOCK_N)
-    v = load_rows(v_ptr, first, stride_vn * UNIT, keys, False, DV, BLOCK_DV, BLOCK_N)
+    k = load_rows(k_ptr, first, stride_kn * UNIT, rule.keys, False, D, BLOCK_D, BLOCK_N)
+    v = load_rows(v_ptr, first, stride_vn * UNIT, rule.keys, False, DV, BLOCK_DV, BLOCK_N)
     k = signed(k, FLAGS)
     j = first + tl.arange(0, BLOCK_N)
-    first_i, last_i = seers(j, queries, keys, shift, left, right, FLAGS)
+    first_i, last_i = seers(j, rule, FLAGS)
+    row = first_row(sample, first_q, Lq, cu_q_ptr)
     seeds = (seed_ptr, offset_ptr, threshold)
-    last = tl.minimum(first + BLOCK_N, keys) - 1
-    begin, _, end = blocks(first - shift, last - shift, right, left, queries, BLOCK_M)
-    if first >= keys:
-        end = begin
+    begin, end = queries_seeing(first, rule, BLOCK_M, BLOCK_N)
     steps = tl.cdiv(end - begin, BLOCK_M)
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_DV), tl.float32)
@@ -113,36 +110,25 @@ def attention_backward_once_kernel(
         at = statistics_of(0, sample, head, first_q, stride_lb, stride_lh)
         q = load_rows(of_q, start, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
         dout = load_rows(of_dout, start, stride_gm * UNIT, queries, False, DV, BLOCK_DV, BLOCK_M)
-        extra = (mask_ptr, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
-        if mask_ptr is not None:
-            of_mask = statistics_of(mask_ptr, sample, head, 0, stride_mb, stride_mh)
-            extra = (of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
-        products = product(k, q, PRECISION)
+        of_mask = mask_of(mask_ptr, sample, head, stride_mb, stride_mh)
+        extra = Extra(of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head))
         if mask_ptr is None:
-            delta, most, weight = statistics_tile(
-                delta_ptr + at, most_ptr + at, weight_ptr + at, i, queries
-            )
+            delta, most, weight = statistics_tile(delta_ptr, most_ptr, weight_ptr, at, i, queries)
         else:  # a mask leaves no registers for it
-            delta, most, weight = statistics(
-                delta_ptr + at, most_ptr + at, weight_ptr + at, i, queries
-            )
-        if mask_ptr is not None:  # it leaves no registers for the bounds of keys
-            on = seen(i[None, :], j[:, None], queries, keys, shift, left, right, FLAGS)
-        elif (RANGED & FLAGS) or slopes_ptr is not None:  # a slope below 0 grows behind the queries
+            delta, most, weight = statistics(delta_ptr, most_ptr, weight_ptr, at, i, queries)
+        if (RANGED & FLAGS) or mask_ptr is not None or slopes_ptr is not None:
             on = seen_by(i[None, :], first_i[:, None], last_i[:, None], FLAGS)
-        else:  # what is behind the queries has no weight, whatever is on
-            on = (j < keys)[:, None]
-        inside = (i < queries)[None, :] & (j < keys)[:, None]
+        else:  # what is behind the queries has no weight, whatever is on; but a slope below 0 grows there
+            on = (j < rule.keys)[:, None]
+        mask = mask_tile(i[None, :], j[:, None], start, first, on, extra)
+        products = product(k, q, PRECISION)
         weights, slope = weights_tile(
-            products, i[None, :], j[:, None], start, first, on, inside, most[None, :],
-            weight[None, :], (scale, softcap), extra, False, FLAGS,
+            products, mask, i[None, :], j[:, None], on, most[None, :], weight[None, :],
+            rule, extra, mask is not None, FLAGS,
         )  # fmt: skip
         dweights = product(v, dout, PRECISION)
-        keep = on
-        if DROPPED & FLAGS:
-            row = first_row(sample, first_q, Lq, cu_q_ptr)
-            words = words_of(rows_ptr, sample, head, heads, row, i, queries, FLAGS)
-            keep = tl.trans(keep_tile(first, words, seeds, BLOCK_M, BLOCK_N))
+        words = words_of(rows_ptr, sample, head, heads, row, i, queries, FLAGS)
+        keep = tl.trans(keep_tile(first, words, seeds, FLAGS, BLOCK_M, BLOCK_N))
         kept, dscores = dscores_tile(
             weights, slope, dweights, delta[None, :], keep, keep_scale, FLAGS
         )
@@ -173,7 +159,7 @@ def attention_backward_round_kernel(
     BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     sample, head, tile, first_q, _, queries, _ = locate(
-        tiles, heads, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, cu_q_ptr, BLOCK_M
+        tiles, heads, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, False, BLOCK_M
     )
     first = tile * BLOCK_M
     if first >= queries:

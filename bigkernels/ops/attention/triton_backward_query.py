@@ -12,18 +12,19 @@ from bigkernels.ops.attention.triton_places import (
     statistics_of,
     store_rows,
 )
+from bigkernels.ops.attention.triton_ranges import keys_seen, rule_of, seen
 from bigkernels.ops.attention.triton_tiles import (
-    DROPPED,
-    blocks,
-    gradient_tile,
+    Extra,
+    dscores_tile,
     keep_tile,
-    keys_on,
+    mask_of,
+    mask_tile,
     number_of,
     product,
-    seen,
     signed,
     statistics,
     trimmed,
+    weights_tile,
     words_of,
 )
 
@@ -44,22 +45,21 @@ def _gather(
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     k_ptr, stride_kn, v_ptr, stride_vn = memory
-    scale, softcap, queries, keys, shift, left, right = rule
+    delta, most, weight = numbers
     for start in tl.range(begin, end, BLOCK_N):
-        k = load_rows(k_ptr, start, stride_kn, keys, WHOLE, D, BLOCK_D, BLOCK_N)
-        v = load_rows(v_ptr, start, stride_vn, keys, WHOLE, DV, BLOCK_DV, BLOCK_N)
+        k = load_rows(k_ptr, start, stride_kn, rule.keys, WHOLE, D, BLOCK_D, BLOCK_N)
+        v = load_rows(v_ptr, start, stride_vn, rule.keys, WHOLE, DV, BLOCK_DV, BLOCK_N)
         products = product(q, k, PRECISION)
         dweights = product(dout, v, PRECISION)
         j = start + tl.arange(0, BLOCK_N)
-        on = seen(i[:, None], j[None, :], queries, keys, shift, left, right, FLAGS)
-        inside = (i < queries)[:, None] & (j < keys)[None, :]
-        keep = on
-        if DROPPED & FLAGS:
-            keep = keep_tile(start, words, seeds, i.shape[0], BLOCK_N)
-        _, dscores = gradient_tile(
-            products, dweights, i[:, None], j[None, :], first, start, on, inside, keep, numbers,
-            (scale, softcap), extra, keep_scale, WHOLE, FLAGS,
+        on = seen(i[:, None], j[None, :], rule, FLAGS)
+        mask = mask_tile(i[:, None], j[None, :], first, start, on, extra)
+        weights, slope = weights_tile(
+            products, mask, i[:, None], j[None, :], on, most[:, None], weight[:, None],
+            rule, extra, WHOLE or mask is not None, FLAGS,
         )  # fmt: skip
+        keep = keep_tile(start, words, seeds, FLAGS, i.shape[0], BLOCK_N)
+        _, dscores = dscores_tile(weights, slope, dweights, delta[:, None], keep, keep_scale, FLAGS)
         dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision=PRECISION)
     return dq
 
@@ -103,40 +103,29 @@ def attention_backward_query_kernel(
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     sample, head, tile, first_q, first_k, queries, keys = locate(
-        tiles, heads, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, cu_q_ptr, BLOCK_M
+        tiles, heads, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, False, BLOCK_M
     )
     first = tile * BLOCK_M
     if first >= queries:
         return
-    shift = (keys - queries) * bottom_right
-    keys = keys_on(lengths_ptr, sample, keys)
+    rule = rule_of(sample, queries, keys, lengths_ptr, left, right, bottom_right, scale, softcap)
     head_kv = head // group
     q_ptr = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm, UNIT)
     k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn, UNIT)
     v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn, UNIT)
     dout_ptr = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm, UNIT)
-    if mask_ptr is not None:
-        mask_ptr = statistics_of(mask_ptr, sample, head, 0, stride_mb, stride_mh)
-    extra = (mask_ptr, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
+    of_mask = mask_of(mask_ptr, sample, head, stride_mb, stride_mh)
+    extra = Extra(of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head))
     i = first + tl.arange(0, BLOCK_M)
-    words = words_of(
-        rows_ptr, sample, head, heads, first_row(sample, first_q, Lq, cu_q_ptr), i, queries, FLAGS
-    )
+    row = first_row(sample, first_q, Lq, cu_q_ptr)
+    words = words_of(rows_ptr, sample, head, heads, row, i, queries, FLAGS)
     seeds = (seed_ptr, offset_ptr, threshold)
-    last = tl.minimum(first + BLOCK_M, queries) - 1
-    begin, all_end, end = blocks(first + shift, last + shift, left, right, keys, BLOCK_N)
+    begin, all_end, end = keys_seen(first, rule, BLOCK_M, BLOCK_N)
     if mask_ptr is not None:
         all_end, end = begin, trimmed(begin, end, extra, BLOCK_N)
     memory = (k_ptr, stride_kn * UNIT, v_ptr, stride_vn * UNIT)
-    rule = (scale, softcap, queries, keys, shift, left, right)
-    delta, most, weight = statistics(
-        statistics_of(delta_ptr, sample, head, first_q, stride_lb, stride_lh),
-        statistics_of(most_ptr, sample, head, first_q, stride_lb, stride_lh),
-        statistics_of(weight_ptr, sample, head, first_q, stride_lb, stride_lh),
-        i,
-        queries,
-    )
-    numbers = (delta[:, None], most[:, None], weight[:, None])
+    at = statistics_of(0, sample, head, first_q, stride_lb, stride_lh)
+    numbers = statistics(delta_ptr, most_ptr, weight_ptr, at, i, queries)
     q = load_rows(q_ptr, first, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
     q = signed(q, FLAGS)
     dout = load_rows(dout_ptr, first, stride_gm * UNIT, queries, False, DV, BLOCK_DV, BLOCK_M)

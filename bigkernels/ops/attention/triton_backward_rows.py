@@ -8,7 +8,9 @@ import triton
 import triton.language as tl
 
 from bigkernels.ops.attention.triton_places import (
+    DROPPED,
     SIZES,
+    SUMMED,
     first_row,
     head_of,
     load_rows,
@@ -16,22 +18,19 @@ from bigkernels.ops.attention.triton_places import (
     statistics_of,
     store_rows,
 )
+from bigkernels.ops.attention.triton_ranges import keys_seen, rule_of, seen
 from bigkernels.ops.attention.triton_tiles import (
-    DROPPED,
     LOG2E,
-    SUMMED,
-    adjusted,
+    Extra,
     before_keys,
-    blocks,
-    capped,
     factor,
     keep_tile,
-    keys_on,
+    mask_of,
     mask_tile,
     number_of,
     product,
     rescaled,
-    seen,
+    scores_tile,
     signed,
     trimmed,
     weigh,
@@ -64,20 +63,18 @@ def _largest(
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """(largest exponent, sum of weights) of each row, as the forward finds them."""
-    k_ptr, stride_kn, _, _ = memory
-    scale, softcap, queries, keys, shift, left, right = rule
-    by = factor(scale, FLAGS)
+    k_ptr, stride_kn = memory[0], memory[1]
+    by = factor(rule.scale, FLAGS)
     totals = tl.zeros((i.shape[0], BLOCK_N), tl.float32)
     for start in tl.range(begin, end, BLOCK_N):
-        k = load_rows(k_ptr, start, stride_kn, keys, False, D, BLOCK_D, BLOCK_N)
-        scores = product(q, k, PRECISION)
-        scores = capped(scores, scale, softcap, FLAGS)
+        k = load_rows(k_ptr, start, stride_kn, rule.keys, False, D, BLOCK_D, BLOCK_N)
+        products = product(q, k, PRECISION)
         j = start + tl.arange(0, BLOCK_N)
-        on = seen(i[:, None], j[None, :], queries, keys, shift, left, right, FLAGS)
-        inside = (i < queries)[:, None] & (j < keys)[None, :]
-        mask = mask_tile(i[:, None], j[None, :], first, start, inside, extra)
-        scores, addend = adjusted(scores, i[:, None], j[None, :], mask, extra, FLAGS)
-        scores = tl.where(on, scores, float("-inf"))
+        on = seen(i[:, None], j[None, :], rule, FLAGS)
+        mask = mask_tile(i[:, None], j[None, :], first, start, on, extra)
+        scores, addend, _ = scores_tile(
+            products, mask, i[:, None], j[None, :], on, rule, extra, mask is not None, FLAGS
+        )
         now, safe = rescaled(scores, addend, by, most, FLAGS)
         weights = weigh(scores, addend, by, safe[:, None], FLAGS)
         carry = tl.exp2(most - safe)
@@ -100,24 +97,23 @@ def _summed(
 ):  # fmt: skip
     """(delta, sum of weights) of each row: its weights times their gradients, without the rounding of out."""
     k_ptr, stride_kn, v_ptr, stride_vn = memory
-    scale, softcap, queries, keys, shift, left, right = rule
     deltas = tl.zeros((i.shape[0], BLOCK_N), tl.float32)
     totals = tl.zeros((i.shape[0], BLOCK_N), tl.float32)
     for start in tl.range(begin, end, BLOCK_N):
-        k = load_rows(k_ptr, start, stride_kn, keys, False, D, BLOCK_D, BLOCK_N)
-        v = load_rows(v_ptr, start, stride_vn, keys, False, DV, BLOCK_DV, BLOCK_N)
+        k = load_rows(k_ptr, start, stride_kn, rule.keys, False, D, BLOCK_D, BLOCK_N)
+        v = load_rows(v_ptr, start, stride_vn, rule.keys, False, DV, BLOCK_DV, BLOCK_N)
         products = product(q, k, PRECISION)
         dweights = product(dout, v, PRECISION)
         j = start + tl.arange(0, BLOCK_N)
-        on = seen(i[:, None], j[None, :], queries, keys, shift, left, right, FLAGS)
-        inside = (i < queries)[:, None] & (j < keys)[None, :]
+        on = seen(i[:, None], j[None, :], rule, FLAGS)
+        mask = mask_tile(i[:, None], j[None, :], first, start, on, extra)
         weights, _ = weights_tile(
-            products, i[:, None], j[None, :], first, start, on, inside, most[:, None],
-            weight[:, None], (scale, softcap), extra, False, FLAGS,
+            products, mask, i[:, None], j[None, :], on, most[:, None], weight[:, None],
+            rule, extra, mask is not None, FLAGS,
         )  # fmt: skip
         totals += weights
         if DROPPED & FLAGS:
-            keep = keep_tile(start, words, seeds, i.shape[0], BLOCK_N)
+            keep = keep_tile(start, words, seeds, FLAGS, i.shape[0], BLOCK_N)
             weights = tl.where(keep, weights * keep_scale, 0.0)
         deltas += weights * dweights
     return _row_sums(deltas), _row_sums(totals)
@@ -154,7 +150,7 @@ def row_statistics(
     q_ptr, stride_qm, dout_ptr, stride_gm, out_ptr, stride_om = rows
     lse_ptr, dlse_ptr = given
     delta_ptr, most_ptr, weight_ptr = results
-    _, _, queries, _, _, _, _ = rule
+    queries = rule.queries
     at += i
     dout = load_rows(dout_ptr, first, stride_gm, queries, False, DV, BLOCK_DV, BLOCK_M)
     lse = tl.load(lse_ptr + at, mask=i < queries, other=0.0)
@@ -235,32 +231,27 @@ def attention_backward_rows_kernel(
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     sample, head, tile, first_q, first_k, queries, keys = locate(
-        tiles, heads, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, cu_q_ptr, BLOCK_M
+        tiles, heads, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, False, BLOCK_M
     )
     first = tile * BLOCK_M
     if first >= queries:
         return
-    shift = (keys - queries) * bottom_right
-    keys = keys_on(lengths_ptr, sample, keys)
+    rule = rule_of(sample, queries, keys, lengths_ptr, left, right, bottom_right, scale, softcap)
     head_kv = head // group
     q_ptr = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm, UNIT)
     k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn, UNIT)
     v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn, UNIT)
     dout_ptr = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm, UNIT)
-    if mask_ptr is not None:
-        mask_ptr = statistics_of(mask_ptr, sample, head, 0, stride_mb, stride_mh)
-    extra = (mask_ptr, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
+    of_mask = mask_of(mask_ptr, sample, head, stride_mb, stride_mh)
+    extra = Extra(of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head))
     i = first + tl.arange(0, BLOCK_M)
-    words = words_of(
-        rows_ptr, sample, head, heads, first_row(sample, first_q, Lq, cu_q_ptr), i, queries, FLAGS
-    )
+    row = first_row(sample, first_q, Lq, cu_q_ptr)
+    words = words_of(rows_ptr, sample, head, heads, row, i, queries, FLAGS)
     seeds = (seed_ptr, offset_ptr, threshold)
-    last = tl.minimum(first + BLOCK_M, queries) - 1
-    begin, _, end = blocks(first + shift, last + shift, left, right, keys, BLOCK_N)
+    begin, _, end = keys_seen(first, rule, BLOCK_M, BLOCK_N)
     if mask_ptr is not None:
         end = trimmed(begin, end, extra, BLOCK_N)
     memory = (k_ptr, stride_kn * UNIT, v_ptr, stride_vn * UNIT)
-    rule = (scale, softcap, queries, keys, shift, left, right)
     out_ptr = head_of(out_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om, UNIT)
     rows = (q_ptr, stride_qm * UNIT, dout_ptr, stride_gm * UNIT, out_ptr, stride_om * UNIT)
     at = statistics_of(0, sample, head, first_q, stride_lb, stride_lh)

@@ -13,25 +13,31 @@ import triton.language as tl
 from bigkernels.ops.attention.triton_backward_rows import row_statistics
 from bigkernels.ops.attention.triton_places import (
     SIZES,
+    clear_rows,
     extent,
     first_row,
     head_of,
     load_rows,
+    share_behind,
     statistics_of,
     store_rows,
 )
+from bigkernels.ops.attention.triton_ranges import (
+    keys_seen,
+    queries_seeing,
+    rule_of,
+    seen_by,
+    seers,
+)
 from bigkernels.ops.attention.triton_tiles import (
-    DROPPED,
-    blocks,
+    Extra,
     dscores_tile,
     keep_tile,
-    keys_on,
+    mask_of,
+    mask_tile,
     number_of,
     pinned,
     product,
-    seen,
-    seen_by,
-    seers,
     signed,
     weights_tile,
     words_of,
@@ -92,13 +98,20 @@ def attention_backward_short_kernel(
     heads_kv = heads // group
     sample = tl.program_id(0) // heads_kv
     head_kv = tl.program_id(0) % heads_kv
-    first_q, first_k, queries, all_keys = extent(sample, Lq, Lk, cu_q_ptr, cu_k_ptr)
-    shift = (all_keys - queries) * bottom_right
-    keys = keys_on(lengths_ptr, sample, all_keys)
+    if cu_q_ptr is not None:
+        share_q = share_behind(cu_q_ptr, sample, batch, Lq)
+        share_k = share_behind(cu_k_ptr, sample, batch, Lk)
+        for head in range(head_kv * group, head_kv * group + group):
+            clear_rows(dq_ptr, head, share_q, stride_dqh, stride_dqm, UNIT, D, BLOCK_D, ROWS_M)
+        clear_rows(dk_ptr, head_kv, share_k, stride_dkh, stride_dkn, UNIT, D, BLOCK_D, ROWS_M)
+        clear_rows(dv_ptr, head_kv, share_k, stride_dvh, stride_dvn, UNIT, DV, BLOCK_DV, ROWS_M)
+    first_q, first_k, queries, all_keys = extent(sample, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, True)
+    rule = rule_of(
+        sample, queries, all_keys, lengths_ptr, left, right, bottom_right, scale, softcap
+    )
     k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn, UNIT)
     v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn, UNIT)
     memory = (k_ptr, stride_kn * UNIT, v_ptr, stride_vn * UNIT)
-    rule = (scale, softcap, queries, keys, shift, left, right)
     row = first_row(sample, first_q, Lq, cu_q_ptr)
     seeds = (seed_ptr, offset_ptr, threshold)
     steps = tl.cdiv(queries, ROWS_M)
@@ -110,12 +123,9 @@ def attention_backward_short_kernel(
         of_dout = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm, UNIT)
         of_out = head_of(out_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om, UNIT)
         at = statistics_of(0, sample, head, first_q, stride_lb, stride_lh)
-        extra = (mask_ptr, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
-        if mask_ptr is not None:
-            of_mask = statistics_of(mask_ptr, sample, head, 0, stride_mb, stride_mh)
-            extra = (of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head), shift)
-        last = tl.minimum(first + ROWS_M, queries) - 1
-        begin, _, end = blocks(first + shift, last + shift, left, right, keys, ROWS_N)
+        of_mask = mask_of(mask_ptr, sample, head, stride_mb, stride_mh)
+        extra = Extra(of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head))
+        begin, _, end = keys_seen(first, rule, ROWS_M, ROWS_N)
         row_statistics(
             (of_q, stride_qm * UNIT, of_dout, stride_gm * UNIT, of_out, stride_om * UNIT),
             at, (lse_ptr, dlse_ptr), (delta_ptr, most_ptr, weight_ptr), sinks_ptr,
@@ -125,17 +135,15 @@ def attention_backward_short_kernel(
         )  # fmt: skip
     for first in range(0, tl.maximum(all_keys, 1), BLOCK_N):
         tl.debug_barrier()  # what other threads have written, the numbers above or dq, is read below
-        k = load_rows(k_ptr, first, stride_kn * UNIT, keys, False, D, BLOCK_D, BLOCK_N)
-        v = load_rows(v_ptr, first, stride_vn * UNIT, keys, False, DV, BLOCK_DV, BLOCK_N)
+        k = load_rows(k_ptr, first, stride_kn * UNIT, rule.keys, False, D, BLOCK_D, BLOCK_N)
+        v = load_rows(v_ptr, first, stride_vn * UNIT, rule.keys, False, DV, BLOCK_DV, BLOCK_N)
         k = signed(k, FLAGS)
-        j = first + tl.arange(0, BLOCK_N)
         begin, end = 0, queries  # the first keys meet all, so that each has a dq
         if first > 0:
-            last = tl.minimum(first + BLOCK_N, keys) - 1
-            begin, _, end = blocks(first - shift, last - shift, right, left, queries, BLOCK_M)
-            end = tl.where(first >= keys, begin, end)
+            begin, end = queries_seeing(first, rule, BLOCK_M, BLOCK_N)
         steps = tl.cdiv(end - begin, BLOCK_M)
-        first_i, last_i = seers(j, queries, keys, shift, left, right, FLAGS)
+        j = first + tl.arange(0, BLOCK_N)
+        first_i, last_i = seers(j, rule, FLAGS)
         dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
         dv = tl.zeros((BLOCK_N, BLOCK_DV), tl.float32)
         for turn in tl.range(0, group * steps):
@@ -152,28 +160,22 @@ def attention_backward_short_kernel(
             dout = load_rows(
                 of_dout, start, stride_gm * UNIT, queries, False, DV, BLOCK_DV, BLOCK_M
             )
-            of_slope = number_of(slopes_ptr, head)
-            extra = (mask_ptr, stride_mq, stride_mk, slopes_ptr, of_slope, shift)
-            if mask_ptr is not None:
-                of_mask = statistics_of(mask_ptr, sample, head, 0, stride_mb, stride_mh)
-                extra = (of_mask, stride_mq, stride_mk, slopes_ptr, of_slope, shift)
+            of_mask = mask_of(mask_ptr, sample, head, stride_mb, stride_mh)
+            extra = Extra(of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head))
+            on = seen_by(i[None, :], first_i[:, None], last_i[:, None], FLAGS)
+            mask = mask_tile(i[None, :], j[:, None], start, first, on, extra)
             products = product(k, q, PRECISION)
+            # Read in front of the products, the numbers of the queries take registers that there are not.
             most = tl.load(most_ptr + at + i, mask=i < queries, other=0.0)
             weight = tl.load(weight_ptr + at + i, mask=i < queries, other=0.0)
-            on = seen_by(i[None, :], first_i[:, None], last_i[:, None], FLAGS)
-            if mask_ptr is not None:  # it leaves no registers for the bounds of keys
-                on = seen(i[None, :], j[:, None], queries, keys, shift, left, right, FLAGS)
-            inside = (i < queries)[None, :] & (j < keys)[:, None]
             weights, slope = weights_tile(
-                products, i[None, :], j[:, None], start, first, on, inside, most[None, :],
-                weight[None, :], (scale, softcap), extra, False, FLAGS,
+                products, mask, i[None, :], j[:, None], on, most[None, :], weight[None, :],
+                rule, extra, mask is not None, FLAGS,
             )  # fmt: skip
             dweights = product(v, dout, PRECISION)
             delta = tl.load(delta_ptr + at + i, mask=i < queries, other=0.0)
-            keep = on
-            if DROPPED & FLAGS:
-                words = words_of(rows_ptr, sample, head, heads, row, i, queries, FLAGS)
-                keep = tl.trans(keep_tile(first, words, seeds, BLOCK_M, BLOCK_N))
+            words = words_of(rows_ptr, sample, head, heads, row, i, queries, FLAGS)
+            keep = tl.trans(keep_tile(first, words, seeds, FLAGS, BLOCK_M, BLOCK_N))
             kept, dscores = dscores_tile(
                 weights, slope, dweights, delta[None, :], keep, keep_scale, FLAGS
             )

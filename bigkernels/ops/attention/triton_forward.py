@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from bigkernels.ops.attention.triton_places import (
+    DROPPED,
     SIZES,
     first_row,
     head_of,
@@ -16,21 +17,19 @@ from bigkernels.ops.attention.triton_places import (
     statistics_of,
     store_rows,
 )
+from bigkernels.ops.attention.triton_ranges import keys_seen, rule_of, seen
 from bigkernels.ops.attention.triton_tiles import (
-    DROPPED,
     LN2,
-    adjusted,
+    Extra,
     before_keys,
-    blocks,
-    capped,
     factor,
     keep_tile,
-    keys_on,
+    mask_of,
     mask_tile,
     number_of,
     product,
     rescaled,
-    seen,
+    scores_tile,
     signed,
     trimmed,
     weigh,
@@ -63,26 +62,33 @@ def _attend(
     BLOCK_N: tl.constexpr,
 ):
     k_ptr, stride_kn, v_ptr, stride_vn = memory
-    scale, softcap, queries, keys, shift, left, right = rule
-    by = factor(scale, FLAGS)
+    by = factor(rule.scale, FLAGS)
     for start in tl.range(begin, end, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
-        on = seen(i[:, None], j[None, :], queries, keys, shift, left, right, FLAGS)
+        on = seen(i[:, None], j[None, :], rule, FLAGS)
         # Behind the product, the order in which a row's weights are added up would be the mask's.
         mask = mask_tile(i[:, None], j[None, :], first, start, on, extra)
-        k = load_rows(k_ptr, start, stride_kn, keys, WHOLE, D, BLOCK_D, BLOCK_N)
-        scores = product(q, k, PRECISION)
-        scores = capped(scores, scale, softcap, FLAGS)
-        scores, addend = adjusted(scores, i[:, None], j[None, :], mask, extra, FLAGS)
-        if mask is None and not WHOLE:  # a mask is off wherever they are
-            scores = tl.where(on, scores, float("-inf"))
+        k = load_rows(k_ptr, start, stride_kn, rule.keys, WHOLE, D, BLOCK_D, BLOCK_N)
+        products = product(q, k, PRECISION)
+        scores, addend, _ = scores_tile(
+            products,
+            mask,
+            i[:, None],
+            j[None, :],
+            on,
+            rule,
+            extra,
+            WHOLE or mask is not None,
+            FLAGS,
+        )
         now, safe = rescaled(scores, addend, by, most, FLAGS)
         weights = weigh(scores, addend, by, safe[:, None], FLAGS)
         carry = tl.exp2(most - safe)
         total = total * carry + tl.sum(weights, 1)
         if DROPPED & FLAGS:
-            weights = tl.where(keep_tile(start, words, seeds, i.shape[0], BLOCK_N), weights, 0.0)
-        v = load_rows(v_ptr, start, stride_vn, keys, WHOLE, DV, BLOCK_DV, BLOCK_N)
+            keep = keep_tile(start, words, seeds, FLAGS, i.shape[0], BLOCK_N)
+            weights = tl.where(keep, weights, 0.0)
+        v = load_rows(v_ptr, start, stride_vn, rule.keys, WHOLE, DV, BLOCK_DV, BLOCK_N)
         out = tl.dot(weights.to(v.dtype), v, out * carry[:, None], input_precision=PRECISION)
         most = now
     return out, total, most
@@ -123,35 +129,29 @@ def attention_forward_kernel(
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     sample, head, tile, first_q, first_k, queries, keys = locate(
-        tiles, heads, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, cu_q_ptr, BLOCK_M
+        tiles, heads, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, False, BLOCK_M
     )
     first = tile * BLOCK_M
     if first >= queries:
         return
-    shift = (keys - queries) * bottom_right
-    keys = keys_on(lengths_ptr, sample, keys)
+    rule = rule_of(sample, queries, keys, lengths_ptr, left, right, bottom_right, scale, softcap)
     q_ptr = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm, UNIT)
     k_ptr = head_of(k_ptr, sample, head // group, first_k, stride_kb, stride_kh, stride_kn, UNIT)
     v_ptr = head_of(v_ptr, sample, head // group, first_k, stride_vb, stride_vh, stride_vn, UNIT)
     out_ptr = head_of(out_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om, UNIT)
     memory = (k_ptr, stride_kn * UNIT, v_ptr, stride_vn * UNIT)
-    rule = (scale, softcap, queries, keys, shift, left, right)
-    if mask_ptr is not None:
-        mask_ptr = statistics_of(mask_ptr, sample, head, 0, stride_mb, stride_mh)
-    slope = number_of(slopes_ptr, head)
-    extra = (mask_ptr, stride_mq, stride_mk, slopes_ptr, slope, shift)
+    of_mask = mask_of(mask_ptr, sample, head, stride_mb, stride_mh)
+    extra = Extra(of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head))
     i = first + tl.arange(0, BLOCK_M)
-    words = words_of(
-        rows_ptr, sample, head, heads, first_row(sample, first_q, Lq, cu_q_ptr), i, queries, FLAGS
-    )
+    row = first_row(sample, first_q, Lq, cu_q_ptr)
+    words = words_of(rows_ptr, sample, head, heads, row, i, queries, FLAGS)
     seeds = (seed_ptr, offset_ptr, threshold)
     q = load_rows(q_ptr, first, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
     q = signed(q, FLAGS)
 
     out = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
     most, total = before_keys(sinks_ptr, head, BLOCK_M)
-    last = tl.minimum(first + BLOCK_M, queries) - 1
-    begin, all_end, end = blocks(first + shift, last + shift, left, right, keys, BLOCK_N)
+    begin, all_end, end = keys_seen(first, rule, BLOCK_M, BLOCK_N)
     if mask_ptr is not None:
         all_end, end = begin, trimmed(begin, end, extra, BLOCK_N)
     if mask_ptr is None:
@@ -164,6 +164,8 @@ def attention_forward_kernel(
         False, FLAGS, PRECISION, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N,
     )  # fmt: skip
     dead = total == 0.0
+    if sinks_ptr is not None:  # which rows behind the last sequence do not have either
+        dead |= sample == batch
     safe = tl.where(dead, 1.0, total)
     out = out / safe[:, None]
     if DROPPED & FLAGS:

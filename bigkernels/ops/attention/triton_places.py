@@ -17,29 +17,47 @@ SIZES = (
     *("tiles", "batch", "heads", "group", "Lq", "Lk", "left", "right", "bottom_right"),
     "threshold",
 )
+# Bits of FLAGS, the one switch of all kernels.
+RANGED = tl.constexpr(1)  # keys are seen from the diagonal: causal or a window
+SOFTCAPPED = tl.constexpr(2)
+DROPPED = tl.constexpr(4)
+ADDED = tl.constexpr(8)  # an additive mask or ALiBi
+SUMMED = tl.constexpr(16)  # delta is summed from the weights
+NEGATIVE = tl.constexpr(32)  # the scale is below 0
+PINNED = tl.constexpr(64)  # products read registers while the next instructions run: wgmma
 
 
 @triton.jit
 def find_sequence(slot, cu_ptr, batch, BLOCK: tl.constexpr):
     """(sequence, its tile) of a slot: sequence b owns the slots from cu[b] // BLOCK + b on, which
-    are at least as many as it has tiles. No host has to know the lengths."""
+    are at least as many as it has tiles. What is behind the last one counts as one more. No host has to
+    know the lengths."""
     count = 0
-    for start in range(0, batch, 256):
+    for start in range(0, batch + 1, 256):
         b = start + tl.arange(0, 256)
-        first = tl.load(cu_ptr + b, mask=b < batch, other=0).to(tl.int32) // BLOCK + b
-        count += tl.sum(((first <= slot) & (b < batch)).to(tl.int32), 0)
+        first = tl.load(cu_ptr + b, mask=b <= batch, other=0).to(tl.int32) // BLOCK + b
+        count += tl.sum(((first <= slot) & (b <= batch)).to(tl.int32), 0)
     found = count - 1
     return found, slot - found - tl.load(cu_ptr + found).to(tl.int32) // BLOCK
 
 
 @triton.jit
-def extent(sample, Lq, Lk, cu_q_ptr, cu_k_ptr):
+def sequence(cu_ptr, sample, batch, total):
+    """(first, number) of a sequence's rows; of the number `batch`, those behind the last one, or none without total."""
+    first = tl.load(cu_ptr + sample).to(tl.int32)
+    if total is None:
+        last = tl.load(cu_ptr + tl.minimum(sample + 1, batch))
+    else:
+        last = tl.load(cu_ptr + sample + 1, mask=sample < batch, other=total)
+    return first, last.to(tl.int32) - first
+
+
+@triton.jit
+def extent(sample, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, OF_KEYS: tl.constexpr):
     """(first query, first key, queries, keys) of a sample, counted from the start of its tensor or sequence."""
     if cu_q_ptr is not None:
-        first_q = tl.load(cu_q_ptr + sample).to(tl.int32)
-        first_k = tl.load(cu_k_ptr + sample).to(tl.int32)
-        queries = tl.load(cu_q_ptr + sample + 1).to(tl.int32) - first_q
-        keys = tl.load(cu_k_ptr + sample + 1).to(tl.int32) - first_k
+        first_q, queries = sequence(cu_q_ptr, sample, batch, None if OF_KEYS else Lq)
+        first_k, keys = sequence(cu_k_ptr, sample, batch, Lk if OF_KEYS else None)
     else:
         first_q = 0
         first_k = 0
@@ -49,23 +67,25 @@ def extent(sample, Lq, Lk, cu_q_ptr, cu_k_ptr):
 
 
 @triton.jit
-def locate(tiles, heads, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, cu_tile_ptr, BLOCK: tl.constexpr):
+def locate(
+    tiles, heads, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, OF_KEYS: tl.constexpr, BLOCK: tl.constexpr
+):
     """(sample, head, tile, first query, first key, queries, keys) of this program.
 
-    tiles: programs a head, of the dense form ceil(L / BLOCK). cu_tile_ptr: cu_q or cu_k, after
-    whose sequences the tiles go. The last tiles come first: under a causal mask they are the
-    longest. Programs of one head are neighbours, to share its rows in the cache.
+    tiles: programs a head, of the dense form ceil(L / BLOCK). OF_KEYS: they are of keys, not of queries. The last tiles
+    come first: under a causal mask they are the longest. Programs of one head are neighbours, to share its rows in the
+    cache. Rows behind the last sequence meet nothing, and so their results are zeros.
     """
     program = tl.program_id(0)
     tile = tiles - 1 - program % tiles
     unit = program // tiles
-    if cu_tile_ptr is not None:
+    if cu_q_ptr is not None:
         head = unit
-        sample, tile = find_sequence(tile, cu_tile_ptr, batch, BLOCK)
+        sample, tile = find_sequence(tile, cu_k_ptr if OF_KEYS else cu_q_ptr, batch, BLOCK)
     else:
         head = unit % heads
         sample = unit // heads
-    first_q, first_k, queries, keys = extent(sample, Lq, Lk, cu_q_ptr, cu_k_ptr)
+    first_q, first_k, queries, keys = extent(sample, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, OF_KEYS)
     return sample, head, tile, first_q, first_k, queries, keys
 
 
@@ -125,6 +145,35 @@ def store_rows(ptr, tile, start, stride, count, D: tl.constexpr):
     depth = tl.arange(0, tile.shape[1])[None, :]
     at = ptr + tl.cast(start, tl.int64) * stride + (row * stride + depth)
     tl.store(at, tile.to(ptr.dtype.element_ty), mask=(start + row < count) & (depth < D))
+
+
+@triton.jit
+def share_behind(cu_ptr, sample, batch, total):
+    """(first, number) of a sequence's share of the rows behind the last one."""
+    last = tl.load(cu_ptr + batch).to(tl.int32)
+    share = tl.cdiv(total - last, batch)
+    first = last + sample * share
+    return first, tl.minimum(share, total - first)
+
+
+@triton.jit
+def clear_rows(
+    ptr,
+    head,
+    share,
+    stride_h,
+    stride_row,
+    UNIT: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Zeros in a share of a head's packed rows."""
+    first, count = share
+    rows = head_of(ptr, 0, head, first, 0, stride_h, stride_row, UNIT)
+    zeros = tl.zeros((BLOCK, BLOCK_D), tl.float32)
+    for start in range(0, count, BLOCK):
+        store_rows(rows, zeros, start, stride_row * UNIT, count, D)
 
 
 @triton.jit

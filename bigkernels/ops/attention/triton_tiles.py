@@ -1,24 +1,45 @@
-"""What the Triton kernels of attention share: which keys its rows see, scores and their gradients.
+"""What the Triton kernels of attention share: scores, their gradients, and what these add to keys.
 
 Scores are in units of log 2, because the hardware's exponential is exp2.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
+from bigkernels.ops.attention.triton_places import (
+    ADDED,
+    DROPPED,
+    NEGATIVE,
+    PINNED,
+    SOFTCAPPED,
+    statistics_of,
+)
 from bigkernels.ops.triton_philox import keep_mask
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LARGEST = tl.constexpr(3.4028234663852886e38)
-# Bits of FLAGS, the one switch of all kernels.
-RANGED = tl.constexpr(1)  # keys are seen from the diagonal: causal or a window
-SOFTCAPPED = tl.constexpr(2)
-DROPPED = tl.constexpr(4)
-ADDED = tl.constexpr(8)  # an additive mask or ALiBi
-SUMMED = tl.constexpr(16)  # delta is summed from the weights
-NEGATIVE = tl.constexpr(32)  # the scale is below 0
-PINNED = tl.constexpr(64)  # products read registers while the next instructions run: wgmma
+
+
+class Extra(NamedTuple):
+    """What a head's scores get from a mask and from ALiBi."""
+
+    mask_ptr: Any
+    stride_mq: Any
+    stride_mk: Any
+    slopes_ptr: Any
+    slope: Any
+
+
+@triton.jit
+def mask_of(mask_ptr, sample, head, stride_mb, stride_mh):
+    """Where a head's mask begins; None if there is none."""
+    found = None
+    if mask_ptr is not None:
+        found = statistics_of(mask_ptr, sample, head, 0, stride_mb, stride_mh)
+    return found
 
 
 @triton.jit
@@ -43,38 +64,15 @@ def before_keys(sinks_ptr, head, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def keys_on(lengths_ptr, sample, keys):
-    if lengths_ptr is not None:
-        keys = tl.minimum(keys, tl.maximum(tl.load(lengths_ptr + sample), 0).to(tl.int32))
-    return keys
-
-
-@triton.jit
-def blocks(first, last, before, after, count, BLOCK: tl.constexpr):
-    """(begin, all_end, end) of the blocks along the other axis: what any of the places first .. last
-    sees lies in begin .. end, and all of them see all of begin .. all_end.
-
-    A place x sees x - before .. x + after, within 0 .. count - 1. The first two are multiples of BLOCK.
-    """
-    begin = tl.maximum(first - before, 0) // BLOCK * BLOCK
-    end = tl.maximum(tl.minimum(last + after + 1, count), begin)
-    all_end = tl.maximum(tl.minimum(first + after + 1, count), 0) // BLOCK * BLOCK
-    # Beside a window's left edge blocks that all see are few: a third loop over them costs registers.
-    if last - before > 0:
-        all_end = begin
-    return begin, tl.maximum(all_end, begin), end
-
-
-@triton.jit
 def trimmed(begin, end, extra, BLOCK: tl.constexpr):
     """`end` without the keys behind the last one that the mask leaves on, if it is one for all queries."""
-    mask_ptr, stride_mq, stride_mk, _, _, _ = extra
+    mask_ptr = extra.mask_ptr
     if mask_ptr is not None:  # noqa: SIM102  the one is known when compiling, the other is not
-        if stride_mq == 0:
+        if extra.stride_mq == 0:
             last = begin
             for start in range(begin, end, BLOCK):
                 j = start + tl.arange(0, BLOCK)
-                at = mask_ptr + tl.cast(j, tl.int64) * stride_mk
+                at = mask_ptr + tl.cast(j, tl.int64) * extra.stride_mk
                 if mask_ptr.dtype.element_ty == tl.int8:
                     on = tl.load(at, mask=j < end, other=0) != 0
                 else:
@@ -143,13 +141,12 @@ def signed(x, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def mask_tile(i, j, first_i, first_j, inside, extra):
-    """The mask of queries i, from first_i on, and keys j, from first_j on; None if there is none.
+def mask_tile(i, j, first_i, first_j, on, extra):
+    """The mask of queries i, from first_i on, and keys j, from first_j on, off where these are; None if there is none.
 
-    inside: what is read of it, what exists or less; the rest is off. extra: (mask_ptr, stride_mq, stride_mk,
-    slopes_ptr, slope, shift).
+    Where it is read, in front of the products or behind them, is a matter of registers.
     """
-    mask_ptr, stride_mq, stride_mk, _, _, _ = extra
+    mask_ptr, stride_mq, stride_mk, _, _ = extra
     mask = mask_ptr
     if mask_ptr is not None:
         # 64 bits for the corner, 32 without a sign inside the tile: addresses take fewer registers.
@@ -159,27 +156,26 @@ def mask_tile(i, j, first_i, first_j, inside, extra):
         if mask_ptr.dtype.element_ty == tl.int8:
             # Behind a branch, always taken: where the compiler sees that bytes go into an operand of 16
             # bits, it lays that out otherwise, and sm_80 adds its products up in another order.
-            mask = tl.zeros(inside.shape, tl.int8)
+            mask = tl.zeros(on.shape, tl.int8)
             if first_i >= 0:
-                mask = tl.load(at, mask=inside, other=0)
+                mask = tl.load(at, mask=on, other=0)
         else:
-            mask = tl.load(at, mask=inside, other=float("-inf"))
+            mask = tl.load(at, mask=on, other=float("-inf"))
     return mask
 
 
 @triton.jit
-def adjusted(scores, i, j, mask, extra, FLAGS: tl.constexpr):
+def adjusted(scores, i, j, mask, rule, extra, FLAGS: tl.constexpr):
     """(scores, addend): -inf where a mask turns a key off, and in units of log 2 what is added.
 
-    mask, extra: as in mask_tile. The addend means nothing without FLAGS & ADDED. Which keys are off by their place
-    is for afterwards: a mask of huge numbers would turn them on again.
+    mask: as mask_tile gives it. The addend means nothing without FLAGS & ADDED. Which keys are off by their place
+    is in the mask, or for afterwards.
     """
-    _, _, _, slopes_ptr, slope, shift = extra
     addend = scores
     if ADDED & FLAGS:
         addend = tl.zeros_like(scores)
-    if slopes_ptr is not None:
-        addend = tl.abs(j - i - shift).to(tl.float32) * -slope
+    if extra.slopes_ptr is not None:
+        addend = tl.abs(j - i - rule.shift).to(tl.float32) * -extra.slope
     if mask is not None:
         if mask.dtype == tl.int8:
             scores = tl.where(mask != 0, scores, float("-inf"))
@@ -215,34 +211,6 @@ def rescaled(scores, addend, by, most, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def seen(i, j, queries, keys, shift, left, right, FLAGS: tl.constexpr):
-    """Which keys are on by their number, and by the diagonal."""
-    on = (i < queries) & (j < keys)
-    if RANGED & FLAGS:
-        distance = j - i - shift
-        on = on & (distance >= -left) & (distance <= right)
-    return on
-
-
-@triton.jit
-def seers(j, queries, keys, shift, left, right, FLAGS: tl.constexpr):
-    """(first, last) of the queries that see keys j, for seen_by."""
-    last = tl.zeros_like(j) + (queries - 1)
-    if RANGED & FLAGS:
-        last = tl.minimum(last, j - shift + left)
-    return j - shift - right, tl.where(j < keys, last, -1)
-
-
-@triton.jit
-def seen_by(i, first, last, FLAGS: tl.constexpr):
-    """Where queries i see keys whose seers are first .. last."""
-    on = i <= last
-    if RANGED & FLAGS:
-        on = on & (i >= first)
-    return on
-
-
-@triton.jit
 def words_of(rows_ptr, sample, head, heads, first_row, i, queries, FLAGS: tl.constexpr):
     """Dropout's counter words (b * H + h, i) of queries i: their places as the user passed the batch."""
     unit = tl.zeros_like(i).to(tl.int64) + (sample * heads + head)
@@ -255,33 +223,50 @@ def words_of(rows_ptr, sample, head, heads, first_row, i, queries, FLAGS: tl.con
 
 
 @triton.jit
-def keep_tile(start, words, seeds, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def keep_tile(
+    start, words, seeds, FLAGS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
     """(BLOCK_M, BLOCK_N): what dropout keeps, of keys from start on, a multiple of 4."""
     unit, place = words
     seed_ptr, offset_ptr, threshold = seeds
-    block = start // 4 + tl.arange(0, BLOCK_N // 4)[None, :]
-    return keep_mask(
-        block, place[:, None], unit[:, None], seed_ptr, offset_ptr, threshold, BLOCK_M, BLOCK_N
-    )
+    keep = tl.full((BLOCK_M, BLOCK_N), True, tl.int1)
+    if DROPPED & FLAGS:
+        block = start // 4 + tl.arange(0, BLOCK_N // 4)[None, :]
+        keep = keep_mask(
+            block, place[:, None], unit[:, None], seed_ptr, offset_ptr, threshold, BLOCK_M, BLOCK_N
+        )
+    return keep
 
 
 @triton.jit
-def statistics(delta_ptr, most_ptr, weight_ptr, i, queries):
-    """(delta, what exponents are taken from, weight) of queries i; zeros where there are none."""
+def statistics(delta_ptr, most_ptr, weight_ptr, at, i, queries):
+    """(delta, what exponents are taken from, weight) of queries i of the head at `at`; zeros where there are none."""
+    delta_ptr, most_ptr, weight_ptr = delta_ptr + at, most_ptr + at, weight_ptr + at
     delta = tl.load(delta_ptr + i, mask=i < queries, other=0.0)
     most = tl.load(most_ptr + i, mask=i < queries, other=0.0)
     return delta, most, tl.load(weight_ptr + i, mask=i < queries, other=0.0)
 
 
 @triton.jit
+def scores_tile(products, mask, i, j, on, rule, extra, WHOLE: tl.constexpr, FLAGS: tl.constexpr):
+    """(scores, addend, slope of the softcap) of a tile. WHOLE: keys are on, or off in the mask as read."""
+    scores = capped(products, rule.scale, rule.softcap, FLAGS)
+    slope = 1.0
+    if SOFTCAPPED & FLAGS:
+        slope = 1.0 - (scores / rule.softcap) * (scores / rule.softcap)
+    scores, addend = adjusted(scores, i, j, mask, rule, extra, FLAGS)
+    if not WHOLE:
+        scores = tl.where(on, scores, float("-inf"))
+    return scores, addend, slope
+
+
+@triton.jit
 def weights_tile(
     products,  # q k^T
+    mask,
     i,
     j,
-    first_i,
-    first_j,
     on,
-    inside,
     most,  # of the queries, as weight
     weight,
     rule,
@@ -290,16 +275,8 @@ def weights_tile(
     FLAGS: tl.constexpr,
 ):
     """(weights before dropout, slope of the softcap) of a tile."""
-    scale, softcap = rule
-    scores = capped(products, scale, softcap, FLAGS)
-    slope = 1.0
-    if SOFTCAPPED & FLAGS:
-        slope = 1.0 - (scores / softcap) * (scores / softcap)
-    mask = mask_tile(i, j, first_i, first_j, inside, extra)
-    scores, addend = adjusted(scores, i, j, mask, extra, FLAGS)
-    if not WHOLE:
-        scores = tl.where(on, scores, float("-inf"))
-    return weigh(scores, addend, factor(scale, FLAGS), most, FLAGS) * weight, slope
+    scores, addend, slope = scores_tile(products, mask, i, j, on, rule, extra, WHOLE, FLAGS)
+    return weigh(scores, addend, factor(rule.scale, FLAGS), most, FLAGS) * weight, slope
 
 
 @triton.jit
@@ -316,39 +293,13 @@ def dscores_tile(weights, slope, dweights, delta, keep, keep_scale, FLAGS: tl.co
 
 
 @triton.jit
-def gradient_tile(
-    products,  # q k^T
-    dweights,  # dout v^T
-    i,
-    j,
-    first_i,
-    first_j,
-    on,
-    inside,
-    keep,
-    numbers,  # (delta, most, weight) of the queries
-    rule,
-    extra,
-    keep_scale,
-    WHOLE: tl.constexpr,
-    FLAGS: tl.constexpr,
-):
-    """(weights after dropout, gradient of the scores) of a tile. keep: what dropout keeps of it."""
-    delta, most, weight = numbers
-    weights, slope = weights_tile(
-        products, i, j, first_i, first_j, on, inside, most, weight, rule, extra, WHOLE, FLAGS
-    )
-    return dscores_tile(weights, slope, dweights, delta, keep, keep_scale, FLAGS)
-
-
-@triton.jit
-def statistics_tile(delta_ptr, most_ptr, weight_ptr, i, queries):
+def statistics_tile(delta_ptr, most_ptr, weight_ptr, at, i, queries):
     """As statistics, in a loop: read as one tile of as many elements as 8 warps have threads. Of less each thread would
     read what it needs itself, again and again."""
     PLANES: tl.constexpr = max(4, 256 // i.shape[0])
     plane = tl.arange(0, PLANES)[:, None] % 4
     ptr = tl.where(plane == 0, delta_ptr, tl.where(plane == 1, most_ptr, weight_ptr))
-    found = tl.load(ptr + i[None, :], mask=(i < queries)[None, :], other=0.0)
+    found = tl.load(ptr + at + i[None, :], mask=(i < queries)[None, :], other=0.0)
     found = tl.reshape(tl.trans(found), (i.shape[0], PLANES // 2, 2))
     even, odd = tl.split(found)
     if PLANES == 8:

@@ -229,7 +229,7 @@ class AttentionCase(Case):
             grouped=self.heads_kv not in (None, self.shape[1]),
             mask="none" if not self.mask else "bool" if self.mask == "bool" else "float",
             mask_grad=self.mask.startswith("float") and "m" in self.grads,
-            causal=_causal(self.causal, self.bottom_right, self.window),
+            causal=_causal(self.causal, self.bottom_right, self.window, self.alibi),
             window=self.window is not None and max(self.window) >= 0,
             lengths=self.lengths is not None,
             dropout=self.dropout_p > 0,
@@ -240,10 +240,10 @@ class AttentionCase(Case):
         )
 
 
-def _causal(causal: bool, bottom_right: bool, window: tuple[int, int] | None) -> int:
+def _causal(causal: bool, bottom_right: bool, window: tuple[int, int] | None, alibi: bool) -> int:
     if causal:
         return contract.BOTTOM_RIGHT if bottom_right else contract.TOP_LEFT
-    open_ended = window is None or max(window) < 0
+    open_ended = (window is None or max(window) < 0) and not alibi
     return contract.OPEN_BOTTOM_RIGHT if bottom_right and not open_ended else contract.OPEN
 
 
@@ -280,6 +280,9 @@ def _random_dense(r: random.Random, seed: int) -> Case:
         dropout_p=r.choice((0.0, 0.0, 0.1, 0.5)),
         by_position=r.random() < 0.5,
         lse=r.random() < 0.3,
+        softcap=r.choice((0.0,) * 6 + (2.0, 30.0)),
+        alibi=r.random() < 0.15,
+        sinks=r.random() < 0.15,
     )
 
 

@@ -34,10 +34,10 @@ class PackedAttentionCase(Case):
 
     lengths: of the sequences; lengths_k: of their keys, where not the same. behind: queries and keys that
     follow the last sequence and belong to none. heads, heads_kv, dim,
-    dim_v: sizes, the second and last where not H and D. causal, window, dropout_p: as the
-    function's arguments. wide: cu_seq is int64, not int32. maxima: max_q and max_k are given. rows:
-    dropout positions are given. values: a key of SPREADS. lse: returned, with a gradient. grads: inputs
-    whose gradient is wanted, by letter.
+    dim_v: sizes, the second and last where not H and D. causal, window, dropout_p, softcap: as the
+    function's arguments. alibi, sinks: given. wide: cu_seq is int64, not int32. maxima: max_q and max_k are
+    given. rows: dropout positions are given. values: a key of SPREADS. lse: returned, with a gradient. grads:
+    inputs whose gradient is wanted, by letter.
     """
 
     room: ClassVar[str] = "attention"
@@ -53,6 +53,9 @@ class PackedAttentionCase(Case):
     causal: bool = False
     window: tuple[int, int] = (-1, -1)
     dropout_p: float = 0.0
+    softcap: float = 0.0
+    alibi: bool = False
+    sinks: bool = False
     rows: bool = False
     wide: bool = False
     maxima: bool = True
@@ -88,13 +91,17 @@ class PackedAttentionCase(Case):
         places = [(b * 2 + 1, i + 3) if self.rows else (b, i) for b, i in _places(self.blocks[0])]
         rows = torch.tensor([b << 32 | i for b, i in places], dtype=torch.int64)
         inputs["rows"] = rows if self.rows else None
-        inputs["visible"] = self._visible()
+        inputs |= {"slopes": draw((self.heads,)).abs().to(self.dtype)} if self.alibi else {}
+        inputs |= {"sinks": draw((self.heads,)).to(self.dtype)} if self.sinks else {}
+        inputs["visible"], inputs["distance"] = self._visible(), self._distance()
+        inputs["behind"] = torch.arange(queries) >= sum(self.lengths)
         inputs["keep"] = self._keep(rows) if self.dropout_p else None
         douts = {"out": draw((queries, self.heads, dim_v)).to(self.dtype)}
         if self.lse:
             douts["lse"] = draw((self.heads, queries)).to(stat_dtype(self.dtype))
         axes = {"q": "q.d", "k": "k.d", "v": "k.e", "out": "q.e", "lse": ".q"}
-        axes |= {"visible": "qk", "keep": ".qk", "rows": ".", "cu_q": ".", "cu_k": "."}
+        axes |= {"visible": "qk", "distance": "qk", "keep": ".qk", "behind": "q"}
+        axes |= dict.fromkeys(("rows", "cu_q", "cu_k", "slopes", "sinks"), ".")
         wrt = tuple(name for name in "qkv" if name in self.grads)
         return Problem(inputs, douts if wrt else {}, wrt, self._reference, axes)
 
@@ -109,6 +116,16 @@ class PackedAttentionCase(Case):
         diagonal: Tensor = torch.block_diag(*blocks)
         return diagonal.bool()
 
+    def _distance(self) -> Tensor | None:
+        if not self.alibi:
+            return None
+        blocks = []
+        for queries, keys in zip(*self.blocks, strict=True):
+            i = torch.arange(queries)[:, None] + keys - queries
+            blocks.append((torch.arange(keys) - i).abs().float())
+        distance: Tensor = torch.block_diag(*blocks)
+        return distance
+
     def _keep(self, rows: Tensor) -> Tensor:
         bh = (rows >> 32) * self.heads + torch.arange(self.heads)[:, None]
         i = (rows & 0xFFFFFFFF).expand(bh.shape)
@@ -122,12 +139,15 @@ class PackedAttentionCase(Case):
         stat = stat_dtype(q.dtype)
         q4, k4, v4 = (x.to(stat).transpose(0, 1)[None] for x in (q, k, v))
         k4, v4 = (reference.repeat_heads(x, self.heads) for x in (k4, v4))
-        s = reference.scores(q4, k4, None, None, self.dim**-0.5, 0, -1, -1, 0.0, None)
+        s = reference.scores(q4, k4, None, None, self.dim**-0.5, 0, -1, -1, self.softcap, None)
+        if (slopes := inputs.get("slopes")) is not None:
+            s = s - slopes.to(stat)[:, None, None] * _present(inputs["distance"]).to(stat)
         s = s.masked_fill(~_present(inputs["visible"]), -math.inf)
         keep = inputs["keep"]
         keep = None if keep is None else keep[None]
-        out, lse = reference.weigh(s, v4, None, keep, self.dropout_p)
-        return self._named(out[0].transpose(0, 1).to(q.dtype), lse[0])
+        out, lse = reference.weigh(s, v4, inputs.get("sinks"), keep, self.dropout_p)
+        lse = lse[0].masked_fill(_present(inputs["behind"]), -math.inf)
+        return self._named(out[0].transpose(0, 1).to(q.dtype), lse)
 
     def _named(self, out: Tensor, lse: Tensor) -> Mapping[str, Tensor]:
         return {"out": out, "lse": lse} if self.lse else {"out": out}
@@ -148,6 +168,9 @@ class PackedAttentionCase(Case):
             enable_gqa=self.heads_kv is not None,
             is_causal=self.causal,
             dropout_p=self.dropout_p,
+            softcap=self.softcap,
+            alibi_slopes=inputs.get("slopes"),
+            sinks=inputs.get("sinks"),
             seed=SEED if drops else None,
             offset=OFFSET if drops else None,
             rows=inputs["rows"],
@@ -171,13 +194,13 @@ class PackedAttentionCase(Case):
             grouped=self.heads_kv not in (None, self.heads),
             mask="none",
             mask_grad=False,
-            causal=_causal(causal, True, self.window),
+            causal=_causal(causal, True, self.window, self.alibi),
             window=left >= 0 or (right > 0 and not causal),
             lengths=False,
             dropout=self.dropout_p > 0,
-            softcap=False,
-            alibi=False,
-            sinks=False,
+            softcap=self.softcap > 0,
+            alibi=self.alibi,
+            sinks=self.sinks,
             needs_grad=bool(self.grads),
         )
 
@@ -206,6 +229,9 @@ def random_case(r: random.Random, seed: int) -> Case:
         wide=r.random() < 0.5,
         maxima=r.random() < 0.5,
         lse=r.random() < 0.3,
+        softcap=r.choice((0.0,) * 6 + (2.0, 30.0)),
+        alibi=r.random() < 0.15,
+        sinks=r.random() < 0.15,
     )
 
 

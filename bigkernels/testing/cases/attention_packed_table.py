@@ -18,7 +18,30 @@ PACKED: list[Row] = [
         "rows behind, bfloat16, dropout",
         {"lengths": (20, 70), "behind": (99, 150), "dim": 32, "dtype": BF16, "dropout_p": 0.2},
     ),
+    (
+        "many rows behind, grouped heads, sinks",
+        {
+            **{
+                "lengths": (20, 0, 70),
+                "behind": (300, 340),
+                "heads": 2,
+                "heads_kv": 1,
+                "lse": True,
+            },
+            **{"sinks": True, "dtype": BF16},
+        },
+    ),
     ("rows behind, float64", {"lengths": (5,), "behind": (2, 3), "dtype": F64, "lse": True}),
+    ("softcap", {"lengths": (20, 7, 33), "softcap": 2.0}),
+    ("ALiBi, longer keys", {"lengths": (9, 40), "lengths_k": (20, 70), "alibi": True}),
+    (
+        "ALiBi, causal, dropout, bfloat16",
+        {
+            **{"lengths": (70, 3, 200), "heads": 4, "heads_kv": 2, "dim": 64, "causal": True},
+            **{"alibi": True, "dropout_p": 0.1, "dtype": BF16},
+        },
+    ),
+    ("sinks", {"lengths": (20, 7), "lengths_k": (30, 0), "sinks": True, "lse": True}),
     ("cross-attention", {"lengths": (5, 20), "lengths_k": (33, 8)}),
     ("longer than a block", {"lengths": (300, 20), "lse": True}),
     ("causal", {"lengths": (5, 70, 20), "causal": True}),
