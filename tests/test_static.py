@@ -102,7 +102,7 @@ def test_the_table_covers_every_architecture_of_a_kernel() -> None:
         **{name: {"gfx942", "sm_80"} for name in ("few", "once", "round")},
     }
     # Several at once, of which scalars spill there, are compiled for others; of float32 for one, whose tiles all have.
-    several = {"mask", "causal mask", "most mask", "capped mask", "most bias"}
+    several = {"mask", "causal mask", "most mask", "capped mask", "most bias", "causal bias"}
     several.add("full packed")
     assert triton_config.short("gfx942", 16, 64, triton_config.PLAIN, 1) is None
     assert all(

@@ -34,7 +34,7 @@ ON = {("mask", "added"), ("once", "pinned")}
 HALVES = ("attention_backward_short_kernel", "attention_backward_once_kernel")
 # Constants that are sizes, and attention's flags, of which each is looked at. Of attention the gate has whole rows
 # alone: as many columns as a tile, from 16 bytes on.
-SIZES = re.compile(r"BLOCK(_\w+)?|ROWS_M|D|DV|UNIT|FLAGS")
+SIZES = re.compile(r"BLOCK(_\w+)?|ROWS_M|D|DV|FLAGS")
 
 
 def _by_kernel() -> dict[str, list[Any]]:
@@ -106,12 +106,12 @@ def test_attention_meets_each_kind_of_mask_and_of_load():
             assert kinds == ({"float"} if "_mask_" in name else {"bool", "float"}), name
 
 
-@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("mask", ["none", "bool", "float"])
 @pytest.mark.parametrize("ranged", [False, True])
 def test_what_takes_more_registers_is_no_lighter_a_load(mask, ranged):
     loads = [triton_config.LOADS.index(triton_config.load_of(mask, ranged, n)) for n in range(4)]
     assert loads == sorted(loads)
     assert triton_config.load_of(mask, ranged, 0) == (
-        "plain" if not mask else "full" if ranged else "busy"
+        "plain" if mask == "none" else "full" if ranged else "busy"
     )
-    assert triton_config.load_of(True, ranged, 2) == "most"
+    assert triton_config.load_of("float", ranged, 2 - ranged) == "most"

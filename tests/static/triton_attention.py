@@ -46,18 +46,23 @@ BITS = drawer.FLAGS
 
 
 class Variant(NamedTuple):
-    """absent: what it passes as None. flags: bits of FLAGS by name. mask: its type where that is not the dtype's."""
+    """absent: what it passes as None. flags: bits of FLAGS by name. mask: its type where that is not the dtype's. less:
+    columns that BLOCK_D and BLOCK_DV have beyond the head dims."""
 
     absent: tuple[str, ...]
     flags: tuple[str, ...]
     mask: str = ""
+    less: int = 0
 
     @property
     def load(self) -> str:
         others = "softcap" in self.flags, "dropout" in self.flags, "slopes_ptr" not in self.absent
-        return triton_config.load_of(
-            "mask_ptr" not in self.absent, "ranged" in self.flags, sum(others)
-        )
+        kind = "none" if "mask_ptr" in self.absent else "bool" if self.mask else "float"
+        return triton_config.load_of(kind, "ranged" in self.flags, sum(others))
+
+    @property
+    def held(self) -> str:
+        return triton_config.with_columns(self.load, self.less == 0)
 
 
 _ON = ("ranged", "softcap", "dropout", "negative", "added")
@@ -66,6 +71,8 @@ VARIANTS = {
     "plain": Variant((*EXTRAS, *PACKED), ()),
     "packed causal": Variant(EXTRAS, ("ranged",)),
     "negative": Variant((*EXTRAS, *PACKED), ("negative",)),
+    "narrow": Variant((*EXTRAS, *PACKED), (), less=8),
+    "narrow bias": Variant((*ADDED, *PACKED, *DROPOUT, "lengths_ptr"), ("added", "summed"), less=8),
     "bias": Variant((*ADDED, *PACKED, *DROPOUT, "lengths_ptr"), ("added", "summed")),
     "dropout": Variant(("mask_ptr", *ADDED, *PACKED), ("dropout",)),
     "capped": Variant(("mask_ptr", *PACKED, *DROPOUT), ("ranged", "softcap", "added")),
@@ -74,12 +81,13 @@ VARIANTS = {
     "most mask": Variant(PACKED, _ON, "*i8"),
     "capped mask": Variant((*PACKED, *DROPOUT), tuple(f for f in _ON if f != "dropout"), "*i8"),
     "most bias": Variant(PACKED, (*_ON, "summed")),
+    "causal bias": Variant((*PACKED, *ADDED), ("ranged", "dropout", "added", "summed")),
     "full packed": Variant(("mask_ptr", "lengths_ptr"), _ON),
 }
 # Kernels that some of them say nothing of.
 ONLY = {
-    "mask": ("bias", "most bias"),
-    "round": ("plain", "packed causal"),
+    "mask": ("bias", "most bias", "causal bias", "narrow bias"),
+    "round": ("plain", "packed causal", "narrow"),
     "short": tuple(name for name in VARIANTS if name != "negative"),
 }
 # Its blocks are the same whatever is on: the other kernels are given less where these are on.
@@ -91,7 +99,7 @@ OF = {
 NVIDIA = ("sm_80", "sm_90")
 ARCHITECTURES = {
     **dict.fromkeys(("mask", "causal mask", "most mask", "capped mask"), NVIDIA),
-    **dict.fromkeys(("most bias", "full packed"), NVIDIA),
+    **dict.fromkeys(("most bias", "causal bias", "full packed"), NVIDIA),
 }
 # Of which a tile of scores has a row for each key.
 TRANSPOSED = ("key", "once", "short")
@@ -106,18 +114,18 @@ def _types(kernel: Any, dtype: str) -> dict[str, str]:
 
 
 def _tile(
-    name: str, dim: int, dtype: str, precision: str, arch: str, load: str
+    name: str, dim: int, dtype: str, precision: str, arch: str, form: Variant
 ) -> triton_config.Tile | None:
     bits = 32 if dtype == "fp32" else 16
     if name == "few":
-        return triton_config.few(arch, bits, dim, load, 1)
+        return triton_config.few(arch, bits, dim, form.load, 1)
     if name == "short":
-        return triton_config.short(arch, bits, dim, load, 1)
+        return triton_config.short(arch, bits, dim, form.held, 1)
     if name == "once":
-        return triton_config.once(arch, bits, dim, load)
+        return triton_config.once(arch, bits, dim, form.held)
     if name == "round":
         return _round(arch, bits, dim)
-    return triton_config.tiles(arch, bits, precision, dim, load)[name]
+    return triton_config.tiles(arch, bits, precision, dim, form.load)[name]
 
 
 def _round(arch: str, bits: int, dim: int) -> triton_config.Tile | None:
@@ -141,7 +149,7 @@ def _configuration(
     name: str, variant: str, dim: int, dtype: str, precision: str, arch: str
 ) -> Configuration | None:
     kernel, form = KERNELS[name], VARIANTS[variant]
-    tile = _tile(name, dim, dtype, precision, arch, form.load)
+    tile = _tile(name, dim, dtype, precision, arch, form)
     if tile is None:
         return None
     types = _types(kernel, dtype)
@@ -149,14 +157,14 @@ def _configuration(
         types["mask_ptr"] = form.mask
     constants = {
         **dict.fromkeys([a for a in form.absent if a in kernel.arg_names]),
-        **{"PRECISION": precision, "UNIT": 8, "stride_mk": 1},
+        **{"PRECISION": precision, "stride_mk": 1},
         **{"FLAGS": _flags(name, form, dtype, precision, arch)},
-        **{"D": dim, "DV": dim, "BLOCK_D": dim, "BLOCK_DV": dim},
+        **{"D": dim - form.less, "DV": dim - form.less, "BLOCK_D": dim, "BLOCK_DV": dim},
         **{"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n},
     }
     constants = {a: value for a, value in constants.items() if a in kernel.arg_names}
     bits = 32 if dtype == "fp32" else 16
-    if name == "rows" and triton_config.once(arch, bits, dim, form.load) is None:
+    if name == "rows" and triton_config.once(arch, bits, dim, form.held) is None:
         constants["part_ptr"] = None
     if name == "short":
         constants["ROWS_M"] = triton_config.SHORT_ROWS

@@ -20,6 +20,7 @@ from bigkernels.ops.attention.triton_arguments import (
     columns_of,
     key_of,
     pointers_of,
+    results_of,
     rows_of,
     strides_of,
 )
@@ -76,9 +77,10 @@ class Call(NamedTuple):
 
     @property
     def load(self) -> str:
+        kind = "none" if self.mask is None else "bool" if self.mask.dtype == torch.bool else "float"
         others = self.softcap > 0.0, self.dropout.p > 0.0, self.slopes is not None
         ranged = self.flags & FLAGS["ranged"] > 0
-        return triton_config.load_of(self.mask is not None, ranged, sum(others))
+        return triton_config.load_of(kind, ranged, sum(others))
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
@@ -156,7 +158,7 @@ def _call(
     bounds = ((q.shape[length_dim], max_q), (k.shape[length_dim], max_k))
     longest = max(n if most < 0 else min(n, most) for n, most in bounds)
     return Call(
-        rows_of(q), rows_of(k), rows_of(v), columns_of(mask), dense(key_lengths), dense(cu_seq_q), dense(cu_seq_k),
+        q, k, v, columns_of(mask), dense(key_lengths), dense(cu_seq_q), dense(cu_seq_k),
         dense(alibi_slopes), dense(sinks), dropout, scale, softcap, left, right,
         int(causal >= contract.BOTTOM_RIGHT), longest,
     )  # fmt: skip
@@ -165,8 +167,7 @@ def _call(
 class _Launch:
     """One op's launches: what they have in common."""
 
-    def __init__(self, call: Call, *others: Tensor) -> None:
-        """others: further tensors with rows of head dims."""
+    def __init__(self, call: Call) -> None:
         self.call, self.dims = call, call.dims()
         d = max(self.dims["BLOCK_D"], self.dims["BLOCK_DV"])
         bits, precision = call.q.element_size() * 8, self.dims["PRECISION"]
@@ -177,19 +178,17 @@ class _Launch:
         few = triton_config.few(architecture, bits, d, load, call.longest)
         if few is not None:
             self.tiles = {**self.tiles, "forward": few}
+        whole = self.dims["D"] == self.dims["BLOCK_D"] and self.dims["DV"] == self.dims["BLOCK_DV"]
+        held = triton_config.with_columns(load, whole)
         self.short = None
         if self.dims["FLAGS"] & FLAGS["negative"] == 0:
-            self.short = triton_config.short(architecture, bits, d, load, call.longest)
+            self.short = triton_config.short(architecture, bits, d, held, call.longest)
         self.once = None
         if not triton_launch.deterministic():  # one pass adds up dq in no order
-            self.once = triton_config.once(architecture, bits, d, load)
-        rows = (call.q, call.k, call.v, *others)
-        steps = [step for x in rows for step in strides_of(x)]
-        aligned = all(x.data_ptr() % 16 == 0 for x in rows) and all(s % 8 == 0 for s in steps)
-        self.unit = 8 if aligned else 1
+            self.once = triton_config.once(architecture, bits, d, held)
 
     def strides(self, *tensors: Tensor) -> list[int]:
-        return [step // self.unit for x in tensors for step in strides_of(x)]
+        return [step // triton_config.UNIT for x in tensors for step in strides_of(x)]
 
     def numbers(self, tiles: int) -> tuple[Any, ...]:
         """From stride_mb on to the end."""
@@ -203,7 +202,6 @@ class _Launch:
         return {
             **self.dims,
             "FLAGS": self.dims["FLAGS"] | flags,
-            "UNIT": self.unit,
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
             "num_warps": tile.num_warps,
@@ -223,17 +221,21 @@ _FORWARD, _BACKWARD = triton_launch.Replays(), triton_launch.Replays()
 _DROPOUT_P = 12  # its place among what the backward is given behind the mask
 
 
-def attention_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    q, v, cu_q = arguments[0], arguments[2], arguments[5]
+def attention_forward(*given: Any) -> tuple[Tensor, Tensor]:
+    q, v, cu_q = given[0], given[2], given[5]
     out = contract.like_layout(q, v.shape[-1])
     *places, _ = q.shape
     lse = q.new_empty(*(places if cu_q is None else places[::-1]), dtype=torch.float32)
     if lse.numel() == 0:
         return out, lse
-    key, pointers = key_of(arguments), pointers_of(arguments)
+    arguments = (*map(rows_of, given[:3]), *given[3:])
+    written = results_of(out)
+    key, pointers = key_of(arguments, written), pointers_of(arguments)
     with triton_launch.device_of(q):
-        if not _FORWARD.again(key, (*pointers, out, lse)):
-            _FORWARD.keep_plain(key, _launch_forward(_call(*arguments), pointers, out, lse))
+        if not _FORWARD.again(key, (*pointers, written, lse)):
+            _FORWARD.keep_plain(key, _launch_forward(_call(*arguments), pointers, written, lse))
+        if written is not out:
+            out.copy_(written)
     return out, lse
 
 
@@ -242,7 +244,7 @@ def _launch_forward(
 ) -> triton_launch.Replay | None:
     from .triton_forward import attention_forward_kernel
 
-    launch = _Launch(call, out)
+    launch = _Launch(call)
     tile = launch.tiles["forward"]
     tiles, programs = launch.grid(tile.block_m)
     return triton_launch.launch(
@@ -345,7 +347,7 @@ def _launch_once(
     yield triton_launch.launch(
         attention_backward_round_kernel, (programs,), *next(pointers),
         *launch.strides(dq), *call.statistic_strides(), tiles, batch, heads, queries, keys, abs(call.scale),
-        UNIT=launch.unit, D=dims["D"], BLOCK_D=dims["BLOCK_D"], BLOCK_M=triton_config.ROUND_ROWS,
+        D=dims["D"], BLOCK_D=dims["BLOCK_D"], BLOCK_M=triton_config.ROUND_ROWS,
         num_warps=triton_config.ROUND_WARPS,
     )  # fmt: skip
 
@@ -354,7 +356,6 @@ def attention_backward(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     mask: Tensor | None, *flags: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    arguments = (q, k, v, additive(mask, q.dtype) if flags[_DROPOUT_P] > 0.0 else mask, *flags[:-1])
     gradients = (
         contract.like_layout(q, q.shape[-1]),
         contract.like_layout(k, k.shape[-1]),
@@ -366,20 +367,26 @@ def attention_backward(
         for gradient in results:
             gradient.zero_()
         return results
+    mask_given = additive(mask, q.dtype) if flags[_DROPOUT_P] > 0.0 else mask
+    arguments = (*map(rows_of, (q, k, v)), mask_given, *flags[:-1])
     dout, out, lse = rows_of(dout), rows_of(out), lse.contiguous()
+    dq, dk, dv = map(results_of, gradients)
+    written = dq, dk, dv
     statistics = [torch.empty_like(lse) for _ in range(3)]
     shared, dlse = pointers_of(arguments), triton_launch.dense(dlse)
-    given = Backward(shared, dout, out, lse, dlse, statistics, gradients, dmask)
+    given = Backward(shared, dout, out, lse, dlse, statistics, written, dmask)
     without = dlse is None, dmask is None
-    key = (*key_of(arguments, dout, out), *without, triton_launch.deterministic())
+    key = (*key_of(arguments, dout, out, *written), *without, triton_launch.deterministic())
     with triton_launch.device_of(q):
-        if given.again(_BACKWARD.get(key)):
-            return results
-        launch = _Launch(call := _call(*arguments), dout, out, *gradients)
-        if dmask is None and launch.short is not None and _fills(call):
-            _BACKWARD.keep_plain(key, _launch_short(launch, launch.short, given))
-        else:
-            _BACKWARD.keep_plain(key, *_launch_long(launch, given))
+        if not given.again(_BACKWARD.get(key)):
+            launch = _Launch(call := _call(*arguments))
+            if dmask is None and launch.short is not None and _fills(call):
+                _BACKWARD.keep_plain(key, _launch_short(launch, launch.short, given))
+            else:
+                _BACKWARD.keep_plain(key, *_launch_long(launch, given))
+        for gradient, rows in zip(gradients, written, strict=True):
+            if rows is not gradient:
+                gradient.copy_(rows)
     return results
 
 

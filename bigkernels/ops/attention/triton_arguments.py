@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -9,19 +10,37 @@ import torch
 from torch import Tensor
 
 from bigkernels.ops import triton_launch
+from bigkernels.ops.attention import triton_config
 
-# 127 of them, and a column, are below 2^32.
-FAR_MASK_ROWS = 1 << 25
+# 127 of them, and a column, are below 2^31; those of a mask, below 2^32.
+FAR_ROWS, FAR_MASK_ROWS = 1 << 23, 1 << 25
+
+
+@functools.lru_cache(maxsize=4096)
+def _in_place(shape: torch.Size, steps: tuple[int, ...]) -> bool:
+    if steps[-1] != 1 and shape[-1] != 1:
+        return False
+    apart = [step for n, step in zip(shape[:-1], steps, strict=False) if n > 1]
+    near = steps[-2 if len(steps) == 4 else 0] < FAR_ROWS
+    return near and all(step % triton_config.UNIT == 0 for step in apart)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """An empty tensor of x's shape, with rows that the kernels can read and write in place."""
+    *leading, d = x.shape
+    return x.new_empty(*leading, -(-d // triton_config.UNIT) * triton_config.UNIT)[..., :d]
 
 
 def rows_of(x: Tensor) -> Tensor:
     """x, or a copy of it where the kernels cannot read its rows in place."""
-    if x.is_contiguous():
+    if x.data_ptr() % 16 == 0 and _in_place(x.shape, x.stride()):
         return x
-    steps = x.stride()
-    if steps[-1] == 1 or x.shape[-1] == 1:
-        return x if steps[-2 if len(steps) == 4 else 0] < 1 << 23 else x.contiguous()
-    return x.contiguous()
+    return _aligned(x).copy_(x)
+
+
+def results_of(x: Tensor) -> Tensor:
+    """x, which is new, or what is written in its place where the kernels cannot write its rows."""
+    return x if x.shape[-1] % triton_config.UNIT == 0 else _aligned(x)
 
 
 def columns_of(mask: Tensor | None) -> Tensor | None:
@@ -64,14 +83,14 @@ def key_of(arguments: tuple[Any, ...], *others: Tensor) -> triton_launch.Key:
 
 
 def pointers_of(arguments: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
-    """As the kernels take them."""
+    """As the kernels take them; q, k, v as rows_of has them."""
     q, k, v, mask, lengths, cu_q, cu_k, *_, slopes, sinks, p, seed, offset, rows = arguments
     rows = rows if p > 0.0 else None  # nothing else reads them: one form of a kernel less
     mask = columns_of(mask)
     if mask is not None and mask.dtype == torch.bool:
         mask = mask.view(torch.int8)
     behind = (lengths, cu_q, cu_k, slopes, sinks, seed, offset, rows)
-    return rows_of(q), rows_of(k), rows_of(v), mask, *map(triton_launch.dense, behind)
+    return q, k, v, mask, *map(triton_launch.dense, behind)
 
 
 class Backward(NamedTuple):

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from bigkernels.ops.attention.triton_places import (
     SIZES,
+    UNIT,
     first_row,
     head_of,
     load_rows,
@@ -63,7 +64,6 @@ def attention_backward_key_kernel(
     scale, softcap, threshold: tl.int64, keep_scale,
     FLAGS: tl.constexpr,
     PRECISION: tl.constexpr,
-    UNIT: tl.constexpr,
     D: tl.constexpr,
     DV: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -80,8 +80,8 @@ def attention_backward_key_kernel(
     rule = rule_of(
         sample, queries, all_keys, lengths_ptr, left, right, bottom_right, scale, softcap
     )
-    k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn, UNIT)
-    v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn, UNIT)
+    k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn)
+    v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn)
     k = load_rows(k_ptr, first, stride_kn * UNIT, rule.keys, False, D, BLOCK_D, BLOCK_N)
     v = load_rows(v_ptr, first, stride_vn * UNIT, rule.keys, False, DV, BLOCK_DV, BLOCK_N)
     k = signed(k, FLAGS)
@@ -98,8 +98,8 @@ def attention_backward_key_kernel(
         head = head_kv * group + turn // steps
         start = begin + turn % steps * BLOCK_M
         i = start + tl.arange(0, BLOCK_M)
-        of_q = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm, UNIT)
-        of_dout = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm, UNIT)
+        of_q = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm)
+        of_dout = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm)
         at = statistics_of(0, sample, head, first_q, stride_lb, stride_lh)
         q = load_rows(of_q, start, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
         dout = load_rows(of_dout, start, stride_gm * UNIT, queries, False, DV, BLOCK_DV, BLOCK_M)
@@ -124,7 +124,7 @@ def attention_backward_key_kernel(
         )
         dv = tl.dot(pinned(kept.to(dout.dtype), FLAGS), dout, dv, input_precision=PRECISION)
         dk = tl.dot(pinned(dscores.to(q.dtype), FLAGS), q, dk, input_precision=PRECISION)
-    dk_ptr = head_of(dk_ptr, sample, head_kv, first_k, stride_ob, stride_oh, stride_om, UNIT)
-    dv_ptr = head_of(dv_ptr, sample, head_kv, first_k, stride_pb, stride_ph, stride_pm, UNIT)
+    dk_ptr = head_of(dk_ptr, sample, head_kv, first_k, stride_ob, stride_oh, stride_om)
+    dv_ptr = head_of(dv_ptr, sample, head_kv, first_k, stride_pb, stride_ph, stride_pm)
     store_rows(dk_ptr, dk * scale, first, stride_om * UNIT, all_keys, D)
     store_rows(dv_ptr, dv, first, stride_pm * UNIT, all_keys, DV)

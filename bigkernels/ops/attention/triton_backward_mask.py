@@ -6,6 +6,7 @@ import triton.language as tl
 
 from bigkernels.ops.attention.triton_places import (
     SIZES,
+    UNIT,
     first_row,
     head_of,
     load_rows,
@@ -57,7 +58,6 @@ def attention_backward_mask_kernel(
     scale, softcap, threshold: tl.int64, keep_scale,
     FLAGS: tl.constexpr,
     PRECISION: tl.constexpr,
-    UNIT: tl.constexpr,
     D: tl.constexpr,
     DV: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -91,20 +91,20 @@ def attention_backward_mask_kernel(
         if some & (first_j < rule.keys):
             head_kv = head // group
             q = load_rows(
-                head_of(q_ptr, sample, head, 0, stride_qb, stride_qh, stride_qm, UNIT),
+                head_of(q_ptr, sample, head, 0, stride_qb, stride_qh, stride_qm),
                 first_i, stride_qm * UNIT, Lq, False, D, BLOCK_D, BLOCK_M,
             )  # fmt: skip
             k = load_rows(
-                head_of(k_ptr, sample, head_kv, 0, stride_kb, stride_kh, stride_kn, UNIT),
+                head_of(k_ptr, sample, head_kv, 0, stride_kb, stride_kh, stride_kn),
                 first_j, stride_kn * UNIT, rule.keys, False, D, BLOCK_D, BLOCK_N,
             )  # fmt: skip
             products = product(signed(q, FLAGS), k, PRECISION)
             dout = load_rows(
-                head_of(dout_ptr, sample, head, 0, stride_gb, stride_gh, stride_gm, UNIT),
+                head_of(dout_ptr, sample, head, 0, stride_gb, stride_gh, stride_gm),
                 first_i, stride_gm * UNIT, Lq, False, DV, BLOCK_DV, BLOCK_M,
             )  # fmt: skip
             v = load_rows(
-                head_of(v_ptr, sample, head_kv, 0, stride_vb, stride_vh, stride_vn, UNIT),
+                head_of(v_ptr, sample, head_kv, 0, stride_vb, stride_vh, stride_vn),
                 first_j, stride_vn * UNIT, rule.keys, False, DV, BLOCK_DV, BLOCK_N,
             )  # fmt: skip
             dweights = product(dout, v, PRECISION)

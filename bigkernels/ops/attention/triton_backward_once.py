@@ -11,6 +11,7 @@ import triton.language as tl
 from bigkernels.ops.attention.triton_places import (
     RANGED,
     SIZES,
+    UNIT,
     add_rows,
     first_row,
     head_of,
@@ -70,7 +71,6 @@ def attention_backward_once_kernel(
     scale, softcap, threshold: tl.int64, keep_scale,
     FLAGS: tl.constexpr,
     PRECISION: tl.constexpr,
-    UNIT: tl.constexpr,
     D: tl.constexpr,
     DV: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -87,8 +87,8 @@ def attention_backward_once_kernel(
     rule = rule_of(
         sample, queries, all_keys, lengths_ptr, left, right, bottom_right, scale, softcap
     )
-    k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn, UNIT)
-    v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn, UNIT)
+    k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn)
+    v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn)
     k = load_rows(k_ptr, first, stride_kn * UNIT, rule.keys, False, D, BLOCK_D, BLOCK_N)
     v = load_rows(v_ptr, first, stride_vn * UNIT, rule.keys, False, DV, BLOCK_DV, BLOCK_N)
     k = signed(k, FLAGS)
@@ -105,8 +105,8 @@ def attention_backward_once_kernel(
         head = head_kv * group + turn // steps
         start = begin + turn % steps * BLOCK_M
         i = start + tl.arange(0, BLOCK_M)
-        of_q = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm, UNIT)
-        of_dout = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm, UNIT)
+        of_q = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm)
+        of_dout = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm)
         at = statistics_of(0, sample, head, first_q, stride_lb, stride_lh)
         q = load_rows(of_q, start, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
         dout = load_rows(of_dout, start, stride_gm * UNIT, queries, False, DV, BLOCK_DV, BLOCK_M)
@@ -137,8 +137,8 @@ def attention_backward_once_kernel(
         dk = tl.dot(dscores, q, dk, input_precision=PRECISION)
         dq = tl.trans(tl.dot(tl.trans(k), dscores, input_precision=PRECISION))
         add_rows(part_ptr + at * BLOCK_D, dq, start, BLOCK_D, queries, D)
-    dk_ptr = head_of(dk_ptr, sample, head_kv, first_k, stride_ob, stride_oh, stride_om, UNIT)
-    dv_ptr = head_of(dv_ptr, sample, head_kv, first_k, stride_pb, stride_ph, stride_pm, UNIT)
+    dk_ptr = head_of(dk_ptr, sample, head_kv, first_k, stride_ob, stride_oh, stride_om)
+    dv_ptr = head_of(dv_ptr, sample, head_kv, first_k, stride_pb, stride_ph, stride_pm)
     store_rows(dk_ptr, dk * scale, first, stride_om * UNIT, all_keys, D)
     store_rows(dv_ptr, dv, first, stride_pm * UNIT, all_keys, DV)
 
@@ -153,7 +153,6 @@ def attention_backward_round_kernel(
     stride_lb, stride_lh,
     tiles, batch, heads, Lq, Lk,
     scale,  # above 0: k had the sign
-    UNIT: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -166,5 +165,5 @@ def attention_backward_round_kernel(
         return
     part_ptr += statistics_of(0, sample, head, first_q, stride_lb, stride_lh) * BLOCK_D
     dq = load_rows(part_ptr, first, BLOCK_D, queries, False, D, BLOCK_D, BLOCK_M)
-    dq_ptr = head_of(dq_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om, UNIT)
+    dq_ptr = head_of(dq_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om)
     store_rows(dq_ptr, dq * scale, first, stride_om * UNIT, queries, D)

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from bigkernels.ops.attention.triton_places import (
     SIZES,
+    UNIT,
     first_row,
     head_of,
     load_rows,
@@ -94,7 +95,6 @@ def attention_backward_query_kernel(
     scale, softcap, threshold: tl.int64, keep_scale,
     FLAGS: tl.constexpr,
     PRECISION: tl.constexpr,
-    UNIT: tl.constexpr,
     D: tl.constexpr,
     DV: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -110,10 +110,10 @@ def attention_backward_query_kernel(
         return
     rule = rule_of(sample, queries, keys, lengths_ptr, left, right, bottom_right, scale, softcap)
     head_kv = head // group
-    q_ptr = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm, UNIT)
-    k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn, UNIT)
-    v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn, UNIT)
-    dout_ptr = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm, UNIT)
+    q_ptr = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm)
+    k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn)
+    v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn)
+    dout_ptr = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm)
     of_mask = mask_of(mask_ptr, sample, head, stride_mb, stride_mh)
     extra = Extra(of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head))
     i = first + tl.arange(0, BLOCK_M)
@@ -139,5 +139,5 @@ def attention_backward_query_kernel(
         dq, q, dout, all_end, end, first, i, memory, rule, extra, words, seeds, numbers, keep_scale,
         False, FLAGS, PRECISION, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N,
     )  # fmt: skip
-    dq_ptr = head_of(dq_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om, UNIT)
+    dq_ptr = head_of(dq_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om)
     store_rows(dq_ptr, dq * scale, first, stride_om * UNIT, queries, D)

@@ -11,6 +11,7 @@ from bigkernels.ops.attention.triton_places import (
     DROPPED,
     SIZES,
     SUMMED,
+    UNIT,
     first_row,
     head_of,
     load_rows,
@@ -222,7 +223,6 @@ def attention_backward_rows_kernel(
     scale, softcap, threshold: tl.int64, keep_scale,
     FLAGS: tl.constexpr,
     PRECISION: tl.constexpr,
-    UNIT: tl.constexpr,
     D: tl.constexpr,
     DV: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -238,10 +238,10 @@ def attention_backward_rows_kernel(
         return
     rule = rule_of(sample, queries, keys, lengths_ptr, left, right, bottom_right, scale, softcap)
     head_kv = head // group
-    q_ptr = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm, UNIT)
-    k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn, UNIT)
-    v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn, UNIT)
-    dout_ptr = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm, UNIT)
+    q_ptr = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm)
+    k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn)
+    v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn)
+    dout_ptr = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm)
     of_mask = mask_of(mask_ptr, sample, head, stride_mb, stride_mh)
     extra = Extra(of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head))
     i = first + tl.arange(0, BLOCK_M)
@@ -252,7 +252,7 @@ def attention_backward_rows_kernel(
     if mask_ptr is not None:
         end = trimmed(begin, end, extra, BLOCK_N)
     memory = (k_ptr, stride_kn * UNIT, v_ptr, stride_vn * UNIT)
-    out_ptr = head_of(out_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om, UNIT)
+    out_ptr = head_of(out_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om)
     rows = (q_ptr, stride_qm * UNIT, dout_ptr, stride_gm * UNIT, out_ptr, stride_om * UNIT)
     at = statistics_of(0, sample, head, first_q, stride_lb, stride_lh)
     if part_ptr is not None:

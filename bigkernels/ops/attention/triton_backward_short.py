@@ -13,6 +13,7 @@ import triton.language as tl
 from bigkernels.ops.attention.triton_backward_rows import row_statistics
 from bigkernels.ops.attention.triton_places import (
     SIZES,
+    UNIT,
     clear_rows,
     extent,
     first_row,
@@ -86,7 +87,6 @@ def attention_backward_short_kernel(
     scale, softcap, threshold: tl.int64, keep_scale,
     FLAGS: tl.constexpr,
     PRECISION: tl.constexpr,
-    UNIT: tl.constexpr,
     D: tl.constexpr,
     DV: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -102,15 +102,15 @@ def attention_backward_short_kernel(
         share_q = share_behind(cu_q_ptr, sample, batch, Lq)
         share_k = share_behind(cu_k_ptr, sample, batch, Lk)
         for head in range(head_kv * group, head_kv * group + group):
-            clear_rows(dq_ptr, head, share_q, stride_dqh, stride_dqm, UNIT, D, BLOCK_D, ROWS_M)
-        clear_rows(dk_ptr, head_kv, share_k, stride_dkh, stride_dkn, UNIT, D, BLOCK_D, ROWS_M)
-        clear_rows(dv_ptr, head_kv, share_k, stride_dvh, stride_dvn, UNIT, DV, BLOCK_DV, ROWS_M)
+            clear_rows(dq_ptr, head, share_q, stride_dqh, stride_dqm, D, BLOCK_D, ROWS_M)
+        clear_rows(dk_ptr, head_kv, share_k, stride_dkh, stride_dkn, D, BLOCK_D, ROWS_M)
+        clear_rows(dv_ptr, head_kv, share_k, stride_dvh, stride_dvn, DV, BLOCK_DV, ROWS_M)
     first_q, first_k, queries, all_keys = extent(sample, batch, Lq, Lk, cu_q_ptr, cu_k_ptr, True)
     rule = rule_of(
         sample, queries, all_keys, lengths_ptr, left, right, bottom_right, scale, softcap
     )
-    k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn, UNIT)
-    v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn, UNIT)
+    k_ptr = head_of(k_ptr, sample, head_kv, first_k, stride_kb, stride_kh, stride_kn)
+    v_ptr = head_of(v_ptr, sample, head_kv, first_k, stride_vb, stride_vh, stride_vn)
     memory = (k_ptr, stride_kn * UNIT, v_ptr, stride_vn * UNIT)
     row = first_row(sample, first_q, Lq, cu_q_ptr)
     seeds = (seed_ptr, offset_ptr, threshold)
@@ -119,9 +119,9 @@ def attention_backward_short_kernel(
         head = head_kv * group + turn // steps
         first = turn % steps * ROWS_M
         i = first + tl.arange(0, ROWS_M)
-        of_q = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm, UNIT)
-        of_dout = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm, UNIT)
-        of_out = head_of(out_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om, UNIT)
+        of_q = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm)
+        of_dout = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm)
+        of_out = head_of(out_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om)
         at = statistics_of(0, sample, head, first_q, stride_lb, stride_lh)
         of_mask = mask_of(mask_ptr, sample, head, stride_mb, stride_mh)
         extra = Extra(of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head))
@@ -150,11 +150,9 @@ def attention_backward_short_kernel(
             head = head_kv * group + turn // steps
             start = begin + turn % steps * BLOCK_M
             i = start + tl.arange(0, BLOCK_M)
-            of_q = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm, UNIT)
-            of_dout = head_of(
-                dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm, UNIT
-            )
-            of_dq = head_of(dq_ptr, sample, head, first_q, stride_dqb, stride_dqh, stride_dqm, UNIT)
+            of_q = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm)
+            of_dout = head_of(dout_ptr, sample, head, first_q, stride_gb, stride_gh, stride_gm)
+            of_dq = head_of(dq_ptr, sample, head, first_q, stride_dqb, stride_dqh, stride_dqm)
             at = statistics_of(0, sample, head, first_q, stride_lb, stride_lh)
             q = load_rows(of_q, start, stride_qm * UNIT, queries, False, D, BLOCK_D, BLOCK_M)
             dout = load_rows(
@@ -189,7 +187,7 @@ def attention_backward_short_kernel(
             wanted = tl.where(first + BLOCK_N < all_keys, queries, 0)
             store_rows(part, dq, start, BLOCK_D, wanted, D)
             store_rows(of_dq, dq * tl.abs(scale), start, stride_dqm * UNIT, queries, D)
-        of_dk = head_of(dk_ptr, sample, head_kv, first_k, stride_dkb, stride_dkh, stride_dkn, UNIT)
-        of_dv = head_of(dv_ptr, sample, head_kv, first_k, stride_dvb, stride_dvh, stride_dvn, UNIT)
+        of_dk = head_of(dk_ptr, sample, head_kv, first_k, stride_dkb, stride_dkh, stride_dkn)
+        of_dv = head_of(dv_ptr, sample, head_kv, first_k, stride_dvb, stride_dvh, stride_dvn)
         store_rows(of_dk, dk * scale, first, stride_dkn * UNIT, all_keys, D)
         store_rows(of_dv, dv, first, stride_dvn * UNIT, all_keys, DV)

@@ -4,12 +4,13 @@ batches change a bit, but of dq where one pass serves the backward: its programs
 
 BLOCK_N of the forward, in whose blocks a row's softmax is rescaled, follows from architecture, dtype and head dims
 alone: padded, packed and masked calls agree in every bit. The one exception is 16-bit heads of 65 to 128 on sm_90,
-which with a mask take half the block, and there narrower ones with most: at 64 by 64 an additive mask spills, and 32
-queries are too few for wgmma.
+which with a mask take half the block, and there both they and narrower ones half of that with most: at 64 by 64 an
+additive mask spills, and 32 queries are too few for wgmma.
 
 Registers decide. So calls are plain; busy, with one thing that takes registers (a mask, dropout, a softcap, ALiBi);
-full, with two of them, or a mask behind a diagonal; most, with a mask and two of the others. Each takes the tile of
-the kind before it, as far as busy, where the table has none of its own: where that does not spill.
+full, with two of them, or a mask behind a diagonal; most, with a mask and two of the others, a diagonal counting
+beside an additive one. Each takes the tile of the kind before it, as far as busy, where the table has none of its
+own: where that does not spill.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Tile(NamedTuple):
     num_stages: int
 
 
+# Rows of q, k, v and of what is like them lie multiples of so many elements apart.
+UNIT = 8
 # All that a thread can have. Said aloud, because ptxas otherwise spills two or three to fit a warp more.
 REGISTERS = 255
 KERNELS = ("forward", "rows", "query", "key", "mask")
@@ -54,13 +57,20 @@ def products(precision: str, dim: int) -> str:
     return "ieee" if precision == "bf16x3" and dim > 64 else precision
 
 
-def load_of(mask: bool, ranged: bool, others: int) -> str:
-    """The kind of a call. ranged: there is a diagonal. others: how many of dropout, softcap and ALiBi."""
-    if not mask and others == 0:
-        return PLAIN
-    if mask and others > 1:
+def load_of(mask: str, ranged: bool, others: int) -> str:
+    """The kind of a call. mask: "none", "bool" or "float". ranged: there is a diagonal. others: how many of dropout,
+    softcap and ALiBi."""
+    if mask == "none":
+        return (PLAIN, BUSY, FULL)[min(others, 2)]
+    if others + (ranged and mask == "float") > 1:
         return MOST
-    return FULL if others > 1 or (mask and (ranged or others > 0)) else BUSY
+    return FULL if ranged or others > 0 else BUSY
+
+
+def with_columns(load: str, whole: bool) -> str:
+    """The kind by which short and once choose, which hold whole gradients in registers: where the head dims do not fill
+    their tile (whole: they do), the next one."""
+    return load if whole else LOADS[min(LOADS.index(load) + 1, len(LOADS) - 1)]
 
 
 def _tile(

@@ -10,6 +10,7 @@ import triton.language as tl
 from bigkernels.ops.attention.triton_places import (
     DROPPED,
     SIZES,
+    UNIT,
     first_row,
     head_of,
     load_rows,
@@ -120,7 +121,6 @@ def attention_forward_kernel(
     scale, softcap, threshold: tl.int64, keep_scale,
     FLAGS: tl.constexpr,
     PRECISION: tl.constexpr,
-    UNIT: tl.constexpr,
     D: tl.constexpr,
     DV: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -135,10 +135,10 @@ def attention_forward_kernel(
     if first >= queries:
         return
     rule = rule_of(sample, queries, keys, lengths_ptr, left, right, bottom_right, scale, softcap)
-    q_ptr = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm, UNIT)
-    k_ptr = head_of(k_ptr, sample, head // group, first_k, stride_kb, stride_kh, stride_kn, UNIT)
-    v_ptr = head_of(v_ptr, sample, head // group, first_k, stride_vb, stride_vh, stride_vn, UNIT)
-    out_ptr = head_of(out_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om, UNIT)
+    q_ptr = head_of(q_ptr, sample, head, first_q, stride_qb, stride_qh, stride_qm)
+    k_ptr = head_of(k_ptr, sample, head // group, first_k, stride_kb, stride_kh, stride_kn)
+    v_ptr = head_of(v_ptr, sample, head // group, first_k, stride_vb, stride_vh, stride_vn)
+    out_ptr = head_of(out_ptr, sample, head, first_q, stride_ob, stride_oh, stride_om)
     memory = (k_ptr, stride_kn * UNIT, v_ptr, stride_vn * UNIT)
     of_mask = mask_of(mask_ptr, sample, head, stride_mb, stride_mh)
     extra = Extra(of_mask, stride_mq, stride_mk, slopes_ptr, number_of(slopes_ptr, head))

@@ -1,11 +1,14 @@
 """Where the programs of attention's Triton kernels work, and how they read and write rows.
 
-Strides of rows count UNIT elements: where that is 8, the compiler knows that rows begin at 16 bytes.
+Strides of rows count UNIT elements, so that the compiler knows that rows begin at 16 bytes.
 """
 
 import triton
 import triton.language as tl
 
+from bigkernels.ops.attention import triton_config
+
+UNIT = tl.constexpr(triton_config.UNIT)
 # Arguments of the kernels that change from batch to batch: no value of them may cost a build.
 SIZES = (
     *("stride_qb", "stride_qh", "stride_qm", "stride_kb", "stride_kh", "stride_kn"),
@@ -90,7 +93,7 @@ def locate(
 
 
 @triton.jit
-def head_of(ptr, sample, head, first, stride_b, stride_h, stride_row, UNIT: tl.constexpr):
+def head_of(ptr, sample, head, first, stride_b, stride_h, stride_row):
     """Where the rows of a head of a sample begin, in 64 bits."""
     at = tl.cast(sample, tl.int64) * stride_b + tl.cast(head, tl.int64) * stride_h
     return ptr + (at + tl.cast(first, tl.int64) * stride_row) * UNIT
@@ -163,14 +166,13 @@ def clear_rows(
     share,
     stride_h,
     stride_row,
-    UNIT: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Zeros in a share of a head's packed rows."""
     first, count = share
-    rows = head_of(ptr, 0, head, first, 0, stride_h, stride_row, UNIT)
+    rows = head_of(ptr, 0, head, first, 0, stride_h, stride_row)
     zeros = tl.zeros((BLOCK, BLOCK_D), tl.float32)
     for start in range(0, count, BLOCK):
         store_rows(rows, zeros, start, stride_row * UNIT, count, D)
