@@ -20,8 +20,8 @@ import torch
 
 from bigkernels import backends
 from bigkernels.ops import triton_launch
+from bigkernels.ops.attention import arguments, triton_config
 from bigkernels.ops.attention import triton as attention_drawer
-from bigkernels.ops.attention import triton_config
 from bigkernels.testing import Case, oracle
 from tests.emulator.core import Options
 from tests.emulator.device import Emulation, emulated, why_not
@@ -82,13 +82,7 @@ class Device:
         """Whether its backward may sum in no order."""
         if self.backend != "triton" or case.room != "attention":
             return False
-        facts = case.facts(self.type)
-        dim = triton_config.padded(max(facts.head_dim, facts.head_dim_v))
-        architecture = triton_launch.architecture(torch.device(self.type))
-        return (
-            triton_config.once(architecture, facts.dtype.itemsize * 8, dim, triton_config.PLAIN)
-            is not None
-        )
+        return arguments.one_pass(case.facts(self.type))
 
     def check(self, case: Case) -> dict[str, torch.Tensor]:
         """The oracle's verdict of a case on this backend; skips what the backend refuses."""

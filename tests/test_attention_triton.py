@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import bigkernels as bk
-from bigkernels.ops.attention import api, triton_config
+from bigkernels.ops import triton_launch
+from bigkernels.ops.attention import api, triton, triton_config
 from bigkernels.testing.cases.attention import AttentionCase
 from bigkernels.testing.oracle import same_bits
 
@@ -56,6 +57,35 @@ def test_a_boolean_mask_beside_dropout_gives_the_bits_of_lengths(broadcast, devi
 
     found, expected = gradients(attn_mask=mask), gradients(key_lengths=lengths)
     assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dropout_p", "given"),
+    [
+        (torch.float16, 0.0, torch.int8),
+        (torch.float16, 0.2, torch.float16),
+        (torch.float32, 0.0, torch.float32),
+    ],
+)
+def test_where_registers_are_short_a_backward_is_given_a_boolean_mask_as_numbers(
+    dtype, dropout_p, given, sm_80, monkeypatch
+):
+    masks, launch = {}, triton_launch.launch
+
+    def watched(kernel, grid, *arguments, **constants):
+        masks[kernel.__name__] = arguments[kernel.arg_names.index("mask_ptr")].dtype
+        return launch(kernel, grid, *arguments, **constants)
+
+    monkeypatch.setattr(triton_launch, "launch", watched)
+    for name in ("_FORWARD", "_BACKWARD"):
+        monkeypatch.setattr(triton, name, triton_launch.Replays())
+    q = torch.randn(1, 2, 20, 16, dtype=dtype, requires_grad=True)
+    on = torch.rand(20, 20) > 0.2
+    out = bk.scaled_dot_product_attention(q, q, q, on, dropout_p, seed=1, backend="triton")
+    assert masks == {"attention_forward_kernel": torch.int8}
+    masks.clear()
+    torch.autograd.grad(out.sum(), q)
+    assert masks and set(masks.values()) == {given}
 
 
 # Each tile of float32, and what of it needs most registers.

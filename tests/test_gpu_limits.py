@@ -14,23 +14,14 @@ from bigkernels.ops import attention, checks, triton_launch  # noqa: F401
 from bigkernels.ops.attention import triton_arguments, triton_config
 from bigkernels.ops.layer_norm import cuda as layer_norm_cuda
 from bigkernels.ops.layer_norm.contract import Facts
-from tests.emulator.device import emulated, why_not
 
 GPU = torch.device("cuda", 1)
 AMD = "gfx90a"
 
 
-@pytest.fixture
-def emulation():
-    if reason := why_not("triton"):
-        pytest.skip(f"emulated: {reason}")
-    with emulated(80, "triton") as device:
-        yield device
-
-
 @pytest.mark.parametrize("name", ["alibi_slopes", "sinks"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_learned_parameters_of_attention_get_their_gradient(name, packed, emulation):
+def test_learned_parameters_of_attention_get_their_gradient(name, packed, sm_80):
     q = torch.randn(1, 2, 5, 16)
     parameter = torch.rand(2, requires_grad=True)
     ends = torch.tensor([0, 5])
@@ -97,7 +88,7 @@ def test_triton_serves_no_amd_gpu_that_no_kernel_was_compiled_for(room, monkeypa
     assert why == (f"GPU {AMD} is not gfx942",)
 
 
-def test_amds_compiler_gets_no_option_that_it_does_not_know(emulation, monkeypatch):
+def test_amds_compiler_gets_no_option_that_it_does_not_know(sm_80, monkeypatch):
     """Those of every launch, of which attention's and all backwards of rows name registers."""
     from triton.backends.amd.compiler import HIPOptions
 

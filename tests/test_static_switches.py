@@ -12,7 +12,6 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 from bigkernels.ops import triton_launch
-from bigkernels.ops.attention import triton as attention_drawer
 from bigkernels.ops.attention import triton_config
 
 if triton_launch.INTERPRETED:
@@ -32,8 +31,7 @@ OFF = {("short", "negative")}
 ON = {("mask", "added"), ("once", "pinned")}
 # Of 16 bits alone, whose products are of one kind.
 HALVES = ("attention_backward_short_kernel", "attention_backward_once_kernel")
-# Constants that are sizes, and attention's flags, of which each is looked at. Of attention the gate has whole rows
-# alone: as many columns as a tile, from 16 bytes on.
+# Constants that are sizes, and attention's flags: tests of their own look at both.
 SIZES = re.compile(r"BLOCK(_\w+)?|ROWS_M|D|DV|FLAGS")
 
 
@@ -87,7 +85,7 @@ def test_each_constant_has_several_values(name):
 @kernels
 def test_each_flag_is_on_and_off(name):
     configurations = [c for c in BY_KERNEL[name] if "FLAGS" in c.constants]
-    for flag, bit in attention_drawer.FLAGS.items() if configurations else ():
+    for flag, bit in triton_config.FLAGS.items() if configurations else ():
         met = {bool(c.constants["FLAGS"] & bit) for c in configurations}
         kernel = name.removesuffix("_kernel").rpartition("_")[2]
         wanted = {True, False}
@@ -96,6 +94,13 @@ def test_each_flag_is_on_and_off(name):
         if (kernel, flag) in ON:
             wanted = {True}
         assert met == wanted, flag
+
+
+def test_attention_meets_heads_that_fill_their_tile_and_narrower_ones():
+    for name, configurations in BY_KERNEL.items():
+        if name.startswith("attention_"):
+            sides = {c.constants["D"] == c.constants["BLOCK_D"] for c in configurations}
+            assert sides == {True, False}, name
 
 
 def test_attention_meets_each_kind_of_mask_and_of_load():

@@ -1,7 +1,18 @@
-"""Sums over rows in Triton kernels, taken in two steps and without atomics. Imports triton."""
+"""Sums in Triton kernels: over rows, in two steps and without atomics, and of products. Imports triton."""
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def add_product(total, a, b, PRECISION: tl.constexpr):
+    """total + a b. Of true float32 a tile's products have a chain of their own, not one with those of all tiles."""
+    if PRECISION == "ieee":
+        # The last argument means nothing for float32, but keeps the sum out of the product's own chain.
+        total += tl.dot(a, b, input_precision=PRECISION, max_num_imprecise_acc=1)
+        return total
+    else:
+        return tl.dot(a, b, total, input_precision=PRECISION)
 
 
 @triton.jit

@@ -3,10 +3,10 @@ q, k and v, and with what takes most registers."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bigkernels.ops.attention import triton as drawer
 from bigkernels.ops.attention import (
     triton_backward_key,
     triton_backward_mask,
@@ -42,7 +42,6 @@ TYPES = {
 ADDED = ("slopes_ptr", "sinks_ptr")
 EXTRAS = ("mask_ptr", "lengths_ptr", *ADDED, "dlse_ptr", *DROPOUT)
 PACKED = ("cu_q_ptr", "cu_k_ptr")
-BITS = drawer.FLAGS
 
 
 class Variant(NamedTuple):
@@ -57,16 +56,16 @@ class Variant(NamedTuple):
     @property
     def load(self) -> str:
         others = "softcap" in self.flags, "dropout" in self.flags, "slopes_ptr" not in self.absent
-        kind = "none" if "mask_ptr" in self.absent else "bool" if self.mask else "float"
+        kind = "none" if "mask_ptr" in self.absent else "bool" if self.mask == "*i8" else "float"
         return triton_config.load_of(kind, "ranged" in self.flags, sum(others))
 
-    @property
-    def held(self) -> str:
-        return triton_config.with_columns(self.load, self.less == 0)
+    def held(self, dim: int) -> str:
+        numbered = not {"lengths_ptr", "rows_ptr"} <= {*self.absent}
+        return triton_config.with_columns(self.load, dim, self.less == 0, numbered)
 
 
 _ON = ("ranged", "softcap", "dropout", "negative", "added")
-# With little, and with what can be there at once. Beside dropout the backward is given no boolean mask.
+# With little, and with what can be there at once. Beside dropout, and of float32, no backward is given a boolean mask.
 VARIANTS = {
     "plain": Variant((*EXTRAS, *PACKED), ()),
     "packed causal": Variant(EXTRAS, ("ranged",)),
@@ -97,10 +96,10 @@ OF = {
 }
 # Where variants with several things at once are compiled: on AMD, where nothing has run, scalars of some spill.
 NVIDIA = ("sm_80", "sm_90")
-ARCHITECTURES = {
-    **dict.fromkeys(("mask", "causal mask", "most mask", "capped mask"), NVIDIA),
-    **dict.fromkeys(("most bias", "causal bias", "full packed"), NVIDIA),
-}
+ARCHITECTURES = dict.fromkeys(
+    ("mask", "causal mask", "most mask", "capped mask", "most bias", "causal bias", "full packed"),
+    NVIDIA,
+)
 # Of which a tile of scores has a row for each key.
 TRANSPOSED = ("key", "once", "short")
 DIMS = (64, 128, 256)
@@ -120,9 +119,9 @@ def _tile(
     if name == "few":
         return triton_config.few(arch, bits, dim, form.load, 1)
     if name == "short":
-        return triton_config.short(arch, bits, dim, form.held, 1)
+        return triton_config.short(arch, bits, dim, form.held(dim), 1)
     if name == "once":
-        return triton_config.once(arch, bits, dim, form.held)
+        return triton_config.once(arch, bits, dim, form.held(dim))
     if name == "round":
         return _round(arch, bits, dim)
     return triton_config.tiles(arch, bits, precision, dim, form.load)[name]
@@ -142,13 +141,13 @@ def _flags(name: str, form: Variant, dtype: str, precision: str, arch: str) -> i
         flags.discard("negative")
     if name in TRANSPOSED and arch == "sm_90" and dtype != "fp32":
         flags.add("pinned")
-    return sum(BITS[flag] for flag in flags)
+    return sum(triton_config.FLAGS[flag] for flag in flags)
 
 
 def _configuration(
-    name: str, variant: str, dim: int, dtype: str, precision: str, arch: str
+    name: str, variant: str, form: Variant, dim: int, dtype: str, precision: str, arch: str
 ) -> Configuration | None:
-    kernel, form = KERNELS[name], VARIANTS[variant]
+    kernel = KERNELS[name]
     tile = _tile(name, dim, dtype, precision, arch, form)
     if tile is None:
         return None
@@ -164,7 +163,7 @@ def _configuration(
     }
     constants = {a: value for a, value in constants.items() if a in kernel.arg_names}
     bits = 32 if dtype == "fp32" else 16
-    if name == "rows" and triton_config.once(arch, bits, dim, form.held) is None:
+    if name == "rows" and triton_config.once(arch, bits, dim, form.held(dim)) is None:
         constants["part_ptr"] = None
     if name == "short":
         constants["ROWS_M"] = triton_config.SHORT_ROWS
@@ -212,6 +211,51 @@ def configurations() -> Iterator[Configuration]:
                     if dtype == "fp32" and variant == "most bias":
                         archs = ("sm_80",) if name in ("query", "key", "mask") else ()
                     for arch in archs:
-                        found = _configuration(name, variant, dim, dtype, precision, arch)
+                        form = VARIANTS[variant]
+                        found = _configuration(name, variant, form, dim, dtype, precision, arch)
                         if found is not None:
                             yield found
+
+
+def _combined(mask: str, on: tuple[str, ...]) -> Variant:
+    """mask: a key of MASKS. on: what else there is; sinks are given beside ALiBi."""
+    present = {*MASKS[mask]}
+    present |= {*ADDED} if "alibi" in on else set()
+    present |= {*DROPOUT} if "dropout" in on else set()
+    additive = mask.startswith("float")
+    flags = [f for f in on if f != "alibi"]
+    flags += ["added"] if additive or "alibi" in on else []
+    flags += ["summed"] if additive else []
+    absent = (a for a in (*EXTRAS, *PACKED) if a not in present)
+    return Variant(tuple(absent), tuple(flags), {"bool": "*i8", "float32": "*fp32"}.get(mask, ""))
+
+
+# Of combinations: what is passed with each.
+MASKS = {
+    "none": ("lengths_ptr",),
+    "packed": PACKED,
+    **dict.fromkeys(("bool", "float", "float32"), ("mask_ptr",)),
+}
+FEATURES = ("ranged", "softcap", "dropout", "alibi")
+
+
+def combinations(name: str, dtype: str, precision: str, arch: str) -> Iterator[Configuration]:
+    """A kernel with every combination of a mask, a diagonal, softcap, dropout and ALiBi: the table has the likely ones.
+    Of heads that fill their tile, with a scale above 0, and with ALiBi and sinks or neither."""
+    for mask, dim in itertools.product(MASKS, DIMS):
+        if dtype == "fp32" and triton_config.products(precision, dim) != precision:
+            continue
+        if (name == "mask" and not mask.startswith("float")) or mask == dtype.replace(
+            "fp", "float"
+        ):
+            continue
+        for count in range(len(FEATURES) + 1):
+            for on in itertools.combinations(FEATURES, count):
+                # The backward is given such a mask as numbers to add.
+                numbers = dtype == "fp32" or "dropout" in on
+                if mask == "bool" and numbers and name not in ("forward", "few"):
+                    continue
+                label, form = " ".join(("with", mask, *on)), _combined(mask, on)
+                found = _configuration(name, label, form, dim, dtype, precision, arch)
+                if found is not None:
+                    yield found

@@ -14,7 +14,7 @@ from tests.static.triton_kernels import DTYPES, TARGETS, Configuration
 
 TYPES = {
     **dict.fromkeys(("indices_ptr", "places_ptr", "rows_ptr", "source_ptr"), "*i64"),
-    **dict.fromkeys(("counts_ptr", "cu_seq_ptr"), "*i32"),
+    **dict.fromkeys(("counts_ptr", "cu_seq_ptr", "fits_ptr"), "*i32"),
     **dict.fromkeys(("B", "L", "T", "S", "N"), "i32"),
 }
 INTEGERS = {"u8": torch.uint8, "i64": torch.int64}

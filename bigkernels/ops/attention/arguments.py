@@ -38,18 +38,23 @@ class Call(NamedTuple):
     rows: Tensor | None
 
 
+def one_pass(facts: Facts) -> bool:
+    """Whether Triton's backward of such a call may add up the gradient of query in no fixed order."""
+    if triton_launch.deterministic():
+        return False
+    architecture = triton_launch.architecture(torch.device(facts.device))
+    dim = triton_config.padded(max(facts.head_dim, facts.head_dim_v))
+    once = triton_config.once(architecture, facts.dtype.itemsize * 8, dim, triton_config.PLAIN)
+    return once is not None
+
+
 def notes(facts: Facts, chosen: str) -> tuple[str, ...]:
     """Remarks for ``explain``."""
     if chosen == "reference":
         return ("builds the whole score matrix",)
-    if chosen != "triton" or not facts.needs_grad or triton_launch.deterministic():
-        return ()
     # Of fake tensors it is not known which GPU they are on.
-    if facts.device == "cuda" and not torch.cuda.is_available():
-        return ()
-    architecture = triton_launch.architecture(torch.device(facts.device))
-    dim = triton_config.padded(max(facts.head_dim, facts.head_dim_v))
-    if triton_config.once(architecture, facts.dtype.itemsize * 8, dim, triton_config.PLAIN) is None:
+    here = facts.device != "cuda" or torch.cuda.is_available()
+    if chosen != "triton" or not facts.needs_grad or not here or not one_pass(facts):
         return ()
     how = "unless torch.use_deterministic_algorithms(True) asks for one"
     return (f"one pass over the scores adds up the gradient of query in no fixed order, {how}",)

@@ -23,15 +23,11 @@ from bigkernels.ops.attention.triton_arguments import (
     results_of,
     rows_of,
     strides_of,
+    whole,
 )
 
 MAX_DIM = 256
 OPEN = 1 << 30  # a side on which the diagonal bounds nothing
-# As in triton_tiles.py.
-FLAGS = {
-    **{"ranged": 1, "softcap": 2, "dropout": 4, "added": 8, "summed": 16, "negative": 32},
-    "pinned": 64,
-}
 
 
 def limits(facts: Facts) -> tuple[str, ...]:
@@ -70,16 +66,15 @@ class Call(NamedTuple):
         ranged = self.left < OPEN or self.right < OPEN
         masked = self.mask is not None and self.mask.dtype != torch.bool
         added = masked or self.slopes is not None
-        drops = self.dropout.p > 0.0
-        on = {"ranged": ranged, "softcap": self.softcap > 0.0, "dropout": drops, "added": added}
-        on["negative"] = self.scale < 0.0
-        return sum(FLAGS[name] for name, value in on.items() if value)
+        on = {"ranged": ranged, "softcap": self.softcap > 0.0, "added": added}
+        on |= {"dropout": self.dropout.p > 0.0, "negative": self.scale < 0.0}
+        return sum(triton_config.FLAGS[name] for name, value in on.items() if value)
 
     @property
     def load(self) -> str:
         kind = "none" if self.mask is None else "bool" if self.mask.dtype == torch.bool else "float"
         others = self.softcap > 0.0, self.dropout.p > 0.0, self.slopes is not None
-        ranged = self.flags & FLAGS["ranged"] > 0
+        ranged = self.flags & triton_config.FLAGS["ranged"] > 0
         return triton_config.load_of(kind, ranged, sum(others))
 
     @property
@@ -172,20 +167,20 @@ class _Launch:
         d = max(self.dims["BLOCK_D"], self.dims["BLOCK_DV"])
         bits, precision = call.q.element_size() * 8, self.dims["PRECISION"]
         architecture, load = triton_launch.architecture(call.q.device), call.load
-        halves = FLAGS["pinned"] if bits == 16 else 0
+        halves = triton_config.FLAGS["pinned"] if bits == 16 else 0
         self.pinned = halves if architecture == "sm_90" else 0
         self.tiles = triton_config.tiles(architecture, bits, precision, d, load)
         few = triton_config.few(architecture, bits, d, load, call.longest)
         if few is not None:
             self.tiles = {**self.tiles, "forward": few}
-        whole = self.dims["D"] == self.dims["BLOCK_D"] and self.dims["DV"] == self.dims["BLOCK_DV"]
-        held = triton_config.with_columns(load, whole)
-        self.short = None
-        if self.dims["FLAGS"] & FLAGS["negative"] == 0:
-            self.short = triton_config.short(architecture, bits, d, held, call.longest)
-        self.once = None
-        if not triton_launch.deterministic():  # one pass adds up dq in no order
-            self.once = triton_config.once(architecture, bits, d, held)
+        fills = self.dims["D"] == self.dims["BLOCK_D"] and self.dims["DV"] == self.dims["BLOCK_DV"]
+        rows = call.dropout.rows if call.dropout.p > 0.0 else None
+        numbered = call.lengths is not None or rows is not None
+        held = triton_config.with_columns(load, d, fills, numbered)
+        short = triton_config.short(architecture, bits, d, held, call.longest)
+        self.short = None if call.scale < 0.0 else short
+        once = triton_config.once(architecture, bits, d, held)  # adds up dq in no order
+        self.once = None if triton_launch.deterministic() else once
 
     def strides(self, *tensors: Tensor) -> list[int]:
         return [step // triton_config.UNIT for x in tensors for step in strides_of(x)]
@@ -218,7 +213,6 @@ class _Launch:
 
 
 _FORWARD, _BACKWARD = triton_launch.Replays(), triton_launch.Replays()
-_DROPOUT_P = 12  # its place among what the backward is given behind the mask
 
 
 def attention_forward(*given: Any) -> tuple[Tensor, Tensor]:
@@ -228,15 +222,22 @@ def attention_forward(*given: Any) -> tuple[Tensor, Tensor]:
     lse = q.new_empty(*(places if cu_q is None else places[::-1]), dtype=torch.float32)
     if lse.numel() == 0:
         return out, lse
+    with triton_launch.device_of(q):
+        # Strides of a known key are those of rows in place; that they begin at 16 bytes, replay sees.
+        if not (whole(out) and _FORWARD.again(key_of(given, out), (*pointers_of(given), out, lse))):
+            _forward(given, out, lse)
+    return out, lse
+
+
+def _forward(given: tuple[Any, ...], out: Tensor, lse: Tensor) -> None:
+    """Launches the forward, with copies of rows that the kernels cannot read or write where they are."""
     arguments = (*map(rows_of, given[:3]), *given[3:])
     written = results_of(out)
     key, pointers = key_of(arguments, written), pointers_of(arguments)
-    with triton_launch.device_of(q):
-        if not _FORWARD.again(key, (*pointers, written, lse)):
-            _FORWARD.keep_plain(key, _launch_forward(_call(*arguments), pointers, written, lse))
-        if written is not out:
-            out.copy_(written)
-    return out, lse
+    if not _FORWARD.again(key, (*pointers, written, lse)):
+        _FORWARD.keep_plain(key, _launch_forward(_call(*arguments), pointers, written, lse))
+    if written is not out:
+        out.copy_(written)
 
 
 def _launch_forward(
@@ -297,7 +298,11 @@ def _launch_long(launch: _Launch, given: Backward) -> Iterator[triton_launch.Rep
     dq, dk, dv = given.gradients
     inputs = (call.q, call.k, call.v, given.dout)
     # A bias wants every single gradient of a score: delta may not have the rounding of out in it.
-    summed = FLAGS["summed"] if given.dmask is not None and given.out.dtype != torch.float32 else 0
+    summed = (
+        triton_config.FLAGS["summed"]
+        if given.dmask is not None and given.out.dtype != torch.float32
+        else 0
+    )
     kernels: list[tuple[str, Any, tuple[Tensor, ...], int]] = [
         ("rows", attention_backward_rows_kernel, (given.out,), summed),
         ("query", attention_backward_query_kernel, (dq,), 0),
@@ -354,40 +359,42 @@ def _launch_once(
 
 def attention_backward(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    mask: Tensor | None, *flags: Any,
+    mask: Tensor | None, *numbers: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    gradients = (
-        contract.like_layout(q, q.shape[-1]),
-        contract.like_layout(k, k.shape[-1]),
-        contract.like_layout(v, v.shape[-1]),
-    )
-    dmask = mask.new_empty(mask.shape) if flags[-1] and mask is not None else None
-    results = (*gradients, q.new_empty(0) if dmask is None else dmask)
+    dq, dk, dv = (contract.like_layout(x, x.shape[-1]) for x in (q, k, v))
+    *_, dropout_p, _, _, _, need_dmask = numbers
+    dmask = mask.new_empty(mask.shape) if need_dmask and mask is not None else None
+    results = (dq, dk, dv, q.new_empty(0) if dmask is None else dmask)
     if q.numel() == 0 or k.numel() == 0:
         for gradient in results:
             gradient.zero_()
         return results
-    mask_given = additive(mask, q.dtype) if flags[_DROPOUT_P] > 0.0 else mask
-    arguments = (*map(rows_of, (q, k, v)), mask_given, *flags[:-1])
-    dout, out, lse = rows_of(dout), rows_of(out), lse.contiguous()
-    dq, dk, dv = map(results_of, gradients)
-    written = dq, dk, dv
+    if dropout_p > 0.0 or q.dtype == torch.float32:
+        mask = additive(mask, q.dtype)
+    arguments = (q, k, v, mask, *numbers[:-1])
+    lse, dlse, shared = lse.contiguous(), triton_launch.dense(dlse), pointers_of(arguments)
     statistics = [torch.empty_like(lse) for _ in range(3)]
-    shared, dlse = pointers_of(arguments), triton_launch.dense(dlse)
-    given = Backward(shared, dout, out, lse, dlse, statistics, written, dmask)
-    without = dlse is None, dmask is None
-    key = (*key_of(arguments, dout, out, *written), *without, triton_launch.deterministic())
+    given = Backward(shared, dout, out, lse, dlse, statistics, (dq, dk, dv), dmask)
     with triton_launch.device_of(q):
-        if not given.again(_BACKWARD.get(key)):
-            launch = _Launch(call := _call(*arguments))
-            if dmask is None and launch.short is not None and _fills(call):
-                _BACKWARD.keep_plain(key, _launch_short(launch, launch.short, given))
-            else:
-                _BACKWARD.keep_plain(key, *_launch_long(launch, given))
-        for gradient, rows in zip(gradients, written, strict=True):
-            if rows is not gradient:
-                gradient.copy_(rows)
+        if not (whole(dq, dv) and given.again(_BACKWARD.get(given.key(arguments)))):
+            _backward(arguments, given)
     return results
+
+
+def _backward(arguments: tuple[Any, ...], results: Backward) -> None:
+    """Launches the backward, likewise."""
+    arguments = (*map(rows_of, arguments[:3]), *arguments[3:])
+    given = results.in_place(arguments)
+    key = given.key(arguments)
+    if not given.again(_BACKWARD.get(key)):
+        launch = _Launch(call := _call(*arguments))
+        if given.dmask is None and launch.short is not None and _fills(call):
+            _BACKWARD.keep_plain(key, _launch_short(launch, launch.short, given))
+        else:
+            _BACKWARD.keep_plain(key, *_launch_long(launch, given))
+    for gradient, rows in zip(results.gradients, given.gradients, strict=True):
+        if rows is not gradient:
+            gradient.copy_(rows)
 
 
 triton_launch.register(attention_forward, attention_forward_plain, attention_backward)

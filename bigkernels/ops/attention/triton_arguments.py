@@ -38,9 +38,14 @@ def rows_of(x: Tensor) -> Tensor:
     return _aligned(x).copy_(x)
 
 
+def whole(*results: Tensor) -> bool:
+    """Whether the kernels can write the rows of new tensors, which have no gaps."""
+    return all(x.shape[-1] % triton_config.UNIT == 0 for x in results)
+
+
 def results_of(x: Tensor) -> Tensor:
     """x, which is new, or what is written in its place where the kernels cannot write its rows."""
-    return x if x.shape[-1] % triton_config.UNIT == 0 else _aligned(x)
+    return x if whole(x) else _aligned(x)
 
 
 def columns_of(mask: Tensor | None) -> Tensor | None:
@@ -54,8 +59,8 @@ def columns_of(mask: Tensor | None) -> Tensor | None:
 
 
 def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A boolean mask as numbers to add, 0 and -inf: what the backward is given beside dropout, the words of which its
-    transposed tiles otherwise compute in three layouts, for want of registers. No bit of a gradient depends on it."""
+    """A boolean mask as numbers to add, 0 and -inf: what the backward is given for want of registers. Of bytes, its
+    transposed tiles take float32 in three layouts, and the words of dropout. No bit of a gradient depends on it."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     for dim in range(4):  # what is broadcast stays small
@@ -83,7 +88,7 @@ def key_of(arguments: tuple[Any, ...], *others: Tensor) -> triton_launch.Key:
 
 
 def pointers_of(arguments: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
-    """As the kernels take them; q, k, v as rows_of has them."""
+    """As the kernels take them; q, k and v as they are."""
     q, k, v, mask, lengths, cu_q, cu_k, *_, slopes, sinks, p, seed, offset, rows = arguments
     rows = rows if p > 0.0 else None  # nothing else reads them: one form of a kernel less
     mask = columns_of(mask)
@@ -104,6 +109,18 @@ class Backward(NamedTuple):
     statistics: list[Tensor]  # three like lse
     gradients: tuple[Tensor, Tensor, Tensor]
     dmask: Tensor | None
+
+    def key(self, arguments: tuple[Any, ...]) -> triton_launch.Key:
+        """Of the op's arguments and these."""
+        without = self.dlse is None, self.dmask is None, triton_launch.deterministic()
+        return (*key_of(arguments, self.dout, self.out, *self.gradients), *without)
+
+    def in_place(self, arguments: tuple[Any, ...]) -> Backward:
+        """With rows that the kernels can read and write, as those of q, k and v in `arguments` are already."""
+        dq, dk, dv = map(results_of, self.gradients)
+        shared = (*arguments[:3], *self.shared[3:])
+        dout, out = rows_of(self.dout), rows_of(self.out)
+        return self._replace(shared=shared, dout=dout, out=out, gradients=(dq, dk, dv))
 
     def short(self, scratch: int) -> tuple[Tensor | None, ...]:
         part = self.lse.new_empty(scratch) if scratch else self.statistics[0]

@@ -30,6 +30,7 @@ from bigkernels.ops.attention.triton_tiles import (
     weights_tile,
     words_of,
 )
+from bigkernels.ops.triton_sums import add_product
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -122,8 +123,8 @@ def attention_backward_key_kernel(
         kept, dscores = dscores_tile(
             weights, slope, dweights, delta[None, :], keep, keep_scale, FLAGS
         )
-        dv = tl.dot(pinned(kept.to(dout.dtype), FLAGS), dout, dv, input_precision=PRECISION)
-        dk = tl.dot(pinned(dscores.to(q.dtype), FLAGS), q, dk, input_precision=PRECISION)
+        dv = add_product(dv, pinned(kept.to(dout.dtype), FLAGS), dout, PRECISION)
+        dk = add_product(dk, pinned(dscores.to(q.dtype), FLAGS), q, PRECISION)
     dk_ptr = head_of(dk_ptr, sample, head_kv, first_k, stride_ob, stride_oh, stride_om)
     dv_ptr = head_of(dv_ptr, sample, head_kv, first_k, stride_pb, stride_ph, stride_pm)
     store_rows(dk_ptr, dk * scale, first, stride_om * UNIT, all_keys, D)

@@ -28,6 +28,7 @@ from bigkernels.ops.attention.triton_tiles import (
     weights_tile,
     words_of,
 )
+from bigkernels.ops.triton_sums import add_product
 
 
 @triton.jit
@@ -61,7 +62,7 @@ def _gather(
         )  # fmt: skip
         keep = keep_tile(start, words, seeds, FLAGS, i.shape[0], BLOCK_N)
         _, dscores = dscores_tile(weights, slope, dweights, delta[:, None], keep, keep_scale, FLAGS)
-        dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision=PRECISION)
+        dq = add_product(dq, dscores.to(k.dtype), k, PRECISION)
     return dq
 
 

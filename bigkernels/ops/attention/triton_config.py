@@ -30,6 +30,16 @@ class Tile(NamedTuple):
     num_stages: int
 
 
+# Bits of FLAGS, the one switch of all kernels.
+FLAGS = {
+    "ranged": 1,  # keys are seen from the diagonal: causal or a window
+    "softcap": 2,
+    "dropout": 4,
+    "added": 8,  # an additive mask or ALiBi
+    "summed": 16,  # delta is summed from the weights
+    "negative": 32,  # the scale is below 0
+    "pinned": 64,  # products read registers while the next instructions run: wgmma
+}
 # Rows of q, k, v and of what is like them lie multiples of so many elements apart.
 UNIT = 8
 # All that a thread can have. Said aloud, because ptxas otherwise spills two or three to fit a warp more.
@@ -67,10 +77,13 @@ def load_of(mask: str, ranged: bool, others: int) -> str:
     return FULL if ranged or others > 0 else BUSY
 
 
-def with_columns(load: str, whole: bool) -> str:
-    """The kind by which short and once choose, which hold whole gradients in registers: where the head dims do not fill
-    their tile (whole: they do), the next one."""
-    return load if whole else LOADS[min(LOADS.index(load) + 1, len(LOADS) - 1)]
+def with_columns(load: str, dim: int, whole: bool, numbered: bool) -> str:
+    """The kind by which short and once choose, which hold whole gradients in registers: the next one where the head
+    dims do not fill their tile (whole: they do), and where beside 128 columns there are lengths, or rows of dropout
+    (numbered)."""
+    if whole and not (numbered and dim > 64):
+        return load
+    return LOADS[min(LOADS.index(load) + 1, len(LOADS) - 1)]
 
 
 def _tile(
@@ -118,12 +131,13 @@ def tiles(architecture: str, bits: int, precision: str, dim: int, load: str) -> 
     if architecture.startswith("gfx"):
         wide = {"mask": _AMD_WIDE_MASK} if bits == 32 and dim > 128 else {}
         return dict.fromkeys(KERNELS, _AMD) | wide
-    if bits == 32:  # one for all, but that what sums rows up keeps its BLOCK_N
+    if bits == 32:  # one for all, but that what goes over a row's exponents keeps its BLOCK_N
         tile, first = (
             _tile("attention", architecture, bits, dim, x, precision) for x in (load, BUSY)
         )
         assert tile is not None and first is not None, (precision, dim, load)
-        kept = dict.fromkeys(("forward", "rows"), tile if load == PLAIN else first)
-        return dict.fromkeys(KERNELS, tile) | kept
+        kept = tile if load == PLAIN else first
+        rows = kept._replace(block_m=16)  # a loop that few calls enter takes its registers always
+        return dict.fromkeys(KERNELS, tile) | {"forward": kept, "rows": rows}
     found = {name: _tile(f"attention_{name}", architecture, bits, dim, load) for name in KERNELS}
     return {name: tile for name, tile in found.items() if tile is not None}

@@ -36,6 +36,7 @@ from bigkernels.ops.attention.triton_tiles import (
     weigh,
     words_of,
 )
+from bigkernels.ops.triton_sums import add_product
 
 
 @triton.jit
@@ -90,7 +91,7 @@ def _attend(
             keep = keep_tile(start, words, seeds, FLAGS, i.shape[0], BLOCK_N)
             weights = tl.where(keep, weights, 0.0)
         v = load_rows(v_ptr, start, stride_vn, rule.keys, WHOLE, DV, BLOCK_DV, BLOCK_N)
-        out = tl.dot(weights.to(v.dtype), v, out * carry[:, None], input_precision=PRECISION)
+        out = add_product(out * carry[:, None], weights.to(v.dtype), v, PRECISION)
         most = now
     return out, total, most
 

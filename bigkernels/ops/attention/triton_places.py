@@ -20,14 +20,13 @@ SIZES = (
     *("tiles", "batch", "heads", "group", "Lq", "Lk", "left", "right", "bottom_right"),
     "threshold",
 )
-# Bits of FLAGS, the one switch of all kernels.
-RANGED = tl.constexpr(1)  # keys are seen from the diagonal: causal or a window
-SOFTCAPPED = tl.constexpr(2)
-DROPPED = tl.constexpr(4)
-ADDED = tl.constexpr(8)  # an additive mask or ALiBi
-SUMMED = tl.constexpr(16)  # delta is summed from the weights
-NEGATIVE = tl.constexpr(32)  # the scale is below 0
-PINNED = tl.constexpr(64)  # products read registers while the next instructions run: wgmma
+RANGED = tl.constexpr(triton_config.FLAGS["ranged"])
+SOFTCAPPED = tl.constexpr(triton_config.FLAGS["softcap"])
+DROPPED = tl.constexpr(triton_config.FLAGS["dropout"])
+ADDED = tl.constexpr(triton_config.FLAGS["added"])
+SUMMED = tl.constexpr(triton_config.FLAGS["summed"])
+NEGATIVE = tl.constexpr(triton_config.FLAGS["negative"])
+PINNED = tl.constexpr(triton_config.FLAGS["pinned"])
 
 
 @triton.jit

@@ -44,10 +44,10 @@ def mask_of(mask_ptr, sample, head, stride_mb, stride_mh):
 
 @triton.jit
 def number_of(ptr, head):
-    """A head's number in units of log 2; 0 where there are none."""
+    """A head's number; 0 where there are none."""
     number = 0.0
     if ptr is not None:
-        number = tl.load(ptr + head).to(tl.float32) * LOG2E
+        number = tl.load(ptr + head).to(tl.float32)
     return number
 
 
@@ -57,7 +57,7 @@ def before_keys(sinks_ptr, head, BLOCK: tl.constexpr):
     most = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     if sinks_ptr is not None:
-        sink = number_of(sinks_ptr, head)
+        sink = number_of(sinks_ptr, head) * LOG2E
         most = tl.zeros((BLOCK,), tl.float32) + sink
         total += tl.where(sink == float("-inf"), 0.0, 1.0)
     return most, total
@@ -181,7 +181,12 @@ def adjusted(scores, i, j, mask, rule, extra, FLAGS: tl.constexpr):
             scores = tl.where(mask != 0, scores, float("-inf"))
         else:
             mask = mask.to(tl.float32)
-            addend += mask * LOG2E
+            addend += mask
+    if ADDED & FLAGS:
+        # Once, of the sum: rounded each by itself, ALiBi and a mask that cancel leave what the mask's gradient shows.
+        addend *= LOG2E
+    if mask is not None:  # noqa: SIM102  known when compiling
+        if mask.dtype != tl.int8:
             # -inf turns a key off, the least number does not: it may be all that a row has. Beside
             # such numbers a score is nothing.
             nothing = tl.where(mask == float("-inf"), mask, 0.0)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from bigkernels.ops.triton_philox import keep_rows
+from bigkernels.ops.triton_sums import add_product
 
 
 @triton.jit
@@ -96,17 +97,6 @@ def _with_bias(product, bias_ptr, columns, F, DTYPE: tl.constexpr):
         bias = tl.load(bias_ptr + columns, mask=columns < F, other=0.0).to(tl.float32)
         product += bias[None, :]
     return product.to(DTYPE).to(tl.float32)
-
-
-@triton.jit
-def _add_product(total, a, b, PRECISION: tl.constexpr):
-    """total + a b."""
-    if PRECISION == "ieee":
-        # The last argument means nothing for float32, but keeps the sum out of the product's own chain.
-        total += tl.dot(a, b, input_precision=PRECISION, max_num_imprecise_acc=1)
-        return total
-    else:
-        return tl.dot(a, b, total, input_precision=PRECISION)
 
 
 @triton.jit
@@ -260,10 +250,10 @@ def ffn_forward_kernel(
         x = tl.load(x_ptr + x_at + start, mask=in_rows[:, None] & in_depth[None, :], other=0.0)
         in_weight = in_depth[:, None] & in_columns[None, :]
         weight1 = tl.load(weight1_ptr + weight_at + start, mask=in_weight, other=0.0)
-        pre = _add_product(pre, x, weight1, PRECISION)
+        pre = add_product(pre, x, weight1, PRECISION)
         if weight_gate_ptr is not None:
             weight_gate = tl.load(weight_gate_ptr + weight_at + start, mask=in_weight, other=0.0)
-            gate = _add_product(gate, x, weight_gate, PRECISION)
+            gate = add_product(gate, x, weight_gate, PRECISION)
 
     _finish_forward(
         pre, gate, rows, in_rows, column_block * BLOCK_N, bias1_ptr, weight_gate_ptr,
@@ -315,7 +305,7 @@ def ffn_backward_kernel(
         in_weight = in_depth[:, None] & in_columns[None, :]
         weight_at = (start + depth)[:, None].to(tl.int64) * F + columns[None, :]
         weight2 = tl.load(weight2_ptr + weight_at, mask=in_weight, other=0.0)
-        dhidden = _add_product(dhidden, dout, weight2, PRECISION)
+        dhidden = add_product(dhidden, dout, weight2, PRECISION)
 
     _finish_backward(
         dhidden, rows, in_rows, column_block * BLOCK_N, row_block.to(tl.int64) * F, pre_ptr,

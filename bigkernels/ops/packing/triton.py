@@ -62,18 +62,18 @@ def packing_plan(keep: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor, Ten
     batch, length = keep.shape
     long = functools.partial(keep.new_empty, dtype=torch.int64)
     indices, places, rows = long(tokens), long(batch * length), long(tokens)
-    cu_seq = keep.new_zeros(batch + 1, dtype=torch.int32)
+    cu_seq = keep.new_empty(batch + 1, dtype=torch.int32)
     if batch * length == 0:
-        return indices, places, cu_seq, rows
-    counts = keep.new_empty(batch, dtype=torch.int32)
+        return indices, places, cu_seq.zero_(), rows
+    counts, fits = cu_seq.new_empty(batch), cu_seq.new_empty(())
     given = _plain(keep)
-    results = (indices, places, cu_seq, rows)
+    results = (indices, places, cu_seq, rows, fits)
     key = (batch, length, tokens, keep.dtype)
     with device_of(keep):
         if not _PLANS.again(key, (given, counts), (given, counts, *results)):
             _PLANS.keep_plain(key, *_launch_plan(given, counts, results, key))
         if tokens < batch * length:
-            torch._assert_async(cu_seq[-1] <= tokens, f"tokens: {tokens}, but keep has more")
+            torch._assert_async(fits, f"tokens: {tokens}, but keep has more")
     return indices, places, cu_seq, rows
 
 

@@ -29,8 +29,9 @@ def packing_plan_kernel(
     counts_ptr,  # (B,) int32, tokens of each sample
     indices_ptr,  # (T,) int64
     places_ptr,  # (B * L,) int64
-    cu_seq_ptr,  # (B + 1,) int32, of which the first is 0
+    cu_seq_ptr,  # (B + 1,) int32
     rows_ptr,  # (T,) int64
+    fits_ptr,  # () int32: not 0 if there are at most T tokens
     B,
     L,
     T,
@@ -46,7 +47,11 @@ def packing_plan_kernel(
         total += count
     # Tokens and padding of a sample each keep their order: those behind all of these.
     token = tl.sum(before, 0).to(tl.int64)
-    padding = tl.sum(total, 0) + sample * L - token
+    tokens = tl.sum(total, 0)
+    padding = tokens + sample * L - token
+    if sample == 0:
+        tl.store(fits_ptr, (tokens <= T).to(tl.int32))
+        tl.store(cu_seq_ptr, 0)
     for first in range(0, L, BLOCK):
         place = first + tl.arange(0, BLOCK)
         inside = place < L

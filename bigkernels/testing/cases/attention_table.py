@@ -42,6 +42,7 @@ _LENGTHS: list[Row] = [
     ("several blocks of keys: the softmax is rescaled", {"shape": (1, 1, 33, 700, 16)}),
     ("several panels of queries", {"shape": (1, 1, 700, 5, 16)}),
     ("long sums in dk and dv", {"shape": (1, 1, 1500, 40, 16)}),
+    ("long sums that a slow backend has time for", {"shape": (1, 1, 1700, 20, 8)}),
     ("more keys than queries", {"shape": (2, 2, 9, 150, 32)}),
     ("more queries than keys", {"shape": (2, 2, 150, 9, 32)}),
     ("two heads of long sequences: split among threads", {"shape": (1, 2, 300, 600, 16)}),
