@@ -3,8 +3,9 @@
 * **truth** is the reference in float64 on the very inputs the kernel saw (drawn in the tested
   dtype, then promoted).
 * **peers** are the reference in the tested dtype under three permutations of every reduced axis:
-  what an honest implementation may lose by its order of summation. float32 products follow
-  torch's matmul precision setting.
+  what an honest implementation may lose by its order of summation; and of a case in another
+  layout, once more in that: torch adds up such operands in other orders, which ones is the
+  machine's. float32 products follow torch's matmul precision setting.
 * A result **passes** if it has the expected shape and dtype, is finite where truth is, and
 
       max|got - truth| <= f * max|peer - truth| + 2 * eps * max|truth|
@@ -21,7 +22,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -136,7 +137,13 @@ def expect(problem: Problem, precision: str = "highest") -> Expected:
 @functools.lru_cache(maxsize=16)
 def _expected_of(case: Case, precision: str) -> tuple[Problem, Expected]:
     problem = case.problem()
-    return problem, expect(problem, precision)
+    expected = expect(problem, precision)
+    if case.layout == "contiguous":
+        return problem, expected
+    laid_out = problem.mapped(Canary(case.layout, torch.device("cpu")).wall)
+    with products_rounded_like(precision):
+        peer = laid_out.solve(laid_out.reference)
+    return problem, replace(expected, peers=(*expected.peers, peer))
 
 
 def compare(name: str, got: Mapping[str, Tensor], expected: Expected) -> None:
