@@ -55,9 +55,9 @@ class Variant(NamedTuple):
 
     @property
     def load(self) -> str:
-        others = "softcap" in self.flags, "dropout" in self.flags, "slopes_ptr" not in self.absent
+        on = "softcap" in self.flags, "dropout" in self.flags, "slopes_ptr" not in self.absent
         kind = "none" if "mask_ptr" in self.absent else "bool" if self.mask == "*i8" else "float"
-        return triton_config.load_of(kind, "ranged" in self.flags, sum(others))
+        return triton_config.load_of(kind, "ranged" in self.flags, sum(on) + (self.mask == "*fp32"))
 
     def held(self, dim: int) -> str:
         numbered = not {"lengths_ptr", "rows_ptr"} <= {*self.absent}

@@ -72,8 +72,10 @@ class Call(NamedTuple):
 
     @property
     def load(self) -> str:
-        kind = "none" if self.mask is None else "bool" if self.mask.dtype == torch.bool else "float"
-        others = self.softcap > 0.0, self.dropout.p > 0.0, self.slopes is not None
+        dtype = None if self.mask is None else self.mask.dtype
+        kind = {None: "none", torch.bool: "bool"}.get(dtype, "float")
+        wide = dtype == torch.float32 != self.q.dtype
+        others = self.softcap > 0.0, self.dropout.p > 0.0, self.slopes is not None, wide
         ranged = self.flags & triton_config.FLAGS["ranged"] > 0
         return triton_config.load_of(kind, ranged, sum(others))
 
@@ -298,11 +300,8 @@ def _launch_long(launch: _Launch, given: Backward) -> Iterator[triton_launch.Rep
     dq, dk, dv = given.gradients
     inputs = (call.q, call.k, call.v, given.dout)
     # A bias wants every single gradient of a score: delta may not have the rounding of out in it.
-    summed = (
-        triton_config.FLAGS["summed"]
-        if given.dmask is not None and given.out.dtype != torch.float32
-        else 0
-    )
+    sums = given.dmask is not None and given.out.dtype != torch.float32
+    summed = triton_config.FLAGS["summed"] if sums else 0
     kernels: list[tuple[str, Any, tuple[Tensor, ...], int]] = [
         ("rows", attention_backward_rows_kernel, (given.out,), summed),
         ("query", attention_backward_query_kernel, (dq,), 0),

@@ -69,7 +69,7 @@ def products(precision: str, dim: int) -> str:
 
 def load_of(mask: str, ranged: bool, others: int) -> str:
     """The kind of a call. mask: "none", "bool" or "float". ranged: there is a diagonal. others: how many of dropout,
-    softcap and ALiBi."""
+    softcap, ALiBi and float32 of a mask beside 16 bits."""
     if mask == "none":
         return (PLAIN, BUSY, FULL)[min(others, 2)]
     if others + (ranged and mask == "float") > 1:
