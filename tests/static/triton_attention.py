@@ -192,7 +192,7 @@ def _configuration(
 
 def configurations() -> Iterator[Configuration]:
     for name in KERNELS:
-        for variant in VARIANTS:
+        for variant, form in VARIANTS.items():
             if variant not in ONLY.get(name, (variant,)):
                 continue
             if name not in OF.get(variant, (name,)):
@@ -211,7 +211,6 @@ def configurations() -> Iterator[Configuration]:
                     if dtype == "fp32" and variant == "most bias":
                         archs = ("sm_80",) if name in ("query", "key", "mask") else ()
                     for arch in archs:
-                        form = VARIANTS[variant]
                         found = _configuration(name, variant, form, dim, dtype, precision, arch)
                         if found is not None:
                             yield found
@@ -219,9 +218,8 @@ def configurations() -> Iterator[Configuration]:
 
 def _combined(mask: str, on: tuple[str, ...]) -> Variant:
     """mask: a key of MASKS. on: what else there is; sinks are given beside ALiBi."""
-    present = {*MASKS[mask]}
-    present |= {*ADDED} if "alibi" in on else set()
-    present |= {*DROPOUT} if "dropout" in on else set()
+    given = {"alibi": ADDED, "dropout": DROPOUT}
+    present = {*MASKS[mask], *(pointer for feature in on for pointer in given.get(feature, ()))}
     additive = mask.startswith("float")
     flags = [f for f in on if f != "alibi"]
     flags += ["added"] if additive or "alibi" in on else []
@@ -245,9 +243,9 @@ def combinations(name: str, dtype: str, precision: str, arch: str) -> Iterator[C
     for mask, dim in itertools.product(MASKS, DIMS):
         if dtype == "fp32" and triton_config.products(precision, dim) != precision:
             continue
-        if (name == "mask" and not mask.startswith("float")) or mask == dtype.replace(
-            "fp", "float"
-        ):
+        if name == "mask" and not mask.startswith("float"):
+            continue
+        if dtype == "fp32" and mask == "float32":  # what "float" is
             continue
         for count in range(len(FEATURES) + 1):
             for on in itertools.combinations(FEATURES, count):
