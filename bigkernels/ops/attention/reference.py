@@ -74,7 +74,7 @@ def scores(
     return s.masked_fill(off, -torch.inf)
 
 
-def _softmax(s: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+def softmax(s: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weights and natural log-sum-exp of the last dim; a row without keys has weights 0, lse -inf, no gradient."""
     top = (
         s.detach().amax(-1, keepdim=True)
@@ -107,7 +107,7 @@ def weigh(
     dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
     """(out (B, H, Lq, Dv), lse (B, H, Lq)) of masked scores, in their dtype."""
-    p, lse = _softmax(s, sinks)
+    p, lse = softmax(s, sinks)
     if keep is not None:
         p = dropout.drop(p, keep, dropout_p)
     return p @ v.to(s.dtype), lse

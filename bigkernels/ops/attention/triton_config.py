@@ -138,6 +138,7 @@ def tiles(architecture: str, bits: int, precision: str, dim: int, load: str) -> 
         assert tile is not None and first is not None, (precision, dim, load)
         kept = tile if load == PLAIN else first
         rows = kept._replace(block_m=16)  # a loop that few calls enter takes its registers always
-        return dict.fromkeys(KERNELS, tile) | {"forward": kept, "rows": rows}
+        forward = kept._replace(num_stages=2)  # loads that are under way lie in shared memory
+        return dict.fromkeys(KERNELS, tile) | {"forward": forward, "rows": rows}
     found = {name: _tile(f"attention_{name}", architecture, bits, dim, load) for name in KERNELS}
     return {name: tile for name, tile in found.items() if tile is not None}

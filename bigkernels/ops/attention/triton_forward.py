@@ -20,6 +20,7 @@ from bigkernels.ops.attention.triton_places import (
 )
 from bigkernels.ops.attention.triton_ranges import keys_seen, rule_of, seen
 from bigkernels.ops.attention.triton_tiles import (
+    LARGEST,
     LN2,
     Extra,
     before_keys,
@@ -172,6 +173,9 @@ def attention_forward_kernel(
     if DROPPED & FLAGS:
         out *= keep_scale
     store_rows(out_ptr, out, first, stride_om * UNIT, queries, DV)
-    lse = tl.where(dead, float("-inf"), (most + tl.log2(safe)) * LN2)
+    lse = (most + tl.log2(safe)) * LN2
+    # A row of nothing but least numbers, which are larger in units of log 2 and were cut off.
+    lse = tl.where(most <= -LARGEST, -LARGEST, lse)
+    lse = tl.where(dead, float("-inf"), lse)
     lse_ptr = statistics_of(lse_ptr, sample, head, first_q, stride_lb, stride_lh)
     tl.store(lse_ptr + i, lse, mask=i < queries)

@@ -11,6 +11,8 @@ from torch import Tensor
 from bigkernels.ops import checks
 from bigkernels.ops.attention import arguments, contract, reference
 
+# Below this, the room's README on precision says, weights do not come from lse alone.
+_LEAST_LSE = -32.0
 _OPTIONS = {"key_lengths", "window", "causal_alignment", "softcap", "alibi_slopes", "sinks"}
 
 
@@ -47,7 +49,7 @@ def attention_weights(
     call, leading = arguments.dense_call(
         query, key, key, attn_mask, 0.0, is_causal, scale, enable_gqa, **options
     )
-    q, k, mask, slopes = call.q, call.k, call.mask, call.alibi_slopes
+    q, k, mask, slopes, sinks = call.q, call.k, call.mask, call.alibi_slopes, call.sinks
     batch, count, length, _ = q.shape
     if (
         leading is not None
@@ -59,8 +61,7 @@ def attention_weights(
     i = _index("queries", queries, length, q)
     h = _index("heads", heads, count, q)
     group = count // k.shape[1]
-    q = q.index_select(1, h).index_select(2, i)
-    k = k.index_select(1, h // group)
+    q, k = q.index_select(1, h).index_select(2, i), k.index_select(1, h // group)
     if mask is not None:
         mask = mask if mask.shape[1] == 1 else mask.index_select(1, h)
         mask = mask if mask.shape[2] == 1 else mask.index_select(2, i)
@@ -70,7 +71,11 @@ def attention_weights(
         call.window_right, call.softcap, None if slopes is None else slopes.index_select(0, h), i, shift,
     )  # fmt: skip
     top = lse.index_select(1, h).index_select(2, i)[..., None]
-    return torch.exp(scores - top.masked_fill(top == -torch.inf, 0.0))
+    # Where a mask of large negative numbers covers a row, its lse is that number: the logarithm is rounded away.
+    covered = top < _LEAST_LSE
+    weights = torch.exp(scores - top.masked_fill(covered, 0.0))
+    chosen = reference.softmax(scores, None if sinks is None else sinks.index_select(0, h))[0]
+    return torch.where(covered, chosen, weights)
 
 
 def _index(name: str, index: Tensor | Sequence[int] | None, size: int, like: Tensor) -> Tensor:
