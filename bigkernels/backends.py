@@ -1,7 +1,8 @@
 """Which drawer serves a call, and why the others do not.
 
 A room offers drawers in a fixed order; the first whose ``limits(facts)`` is empty serves the call. A drawer
-that was asked for by name never falls back: it serves, or ``Unsupported`` says why it cannot.
+that was asked for by name never falls back: it serves, or ``Unsupported`` says why it cannot. Calls inside functorch's
+transforms, forward-mode AD and torch.jit.trace are the differentiable reference's, and recorded as such.
 """
 
 from __future__ import annotations
@@ -210,7 +211,9 @@ def choose(room: str, facts: Any, backend: str | None = None) -> str:
         name = _chosen[key] = _first(room, facts, forced)
     records = _records.get()
     if records is not None:
-        records.append(Record(room, name, facts))
+        from bigkernels.ops import checks
+
+        records.append(Record(room, "reference" if checks.through_reference() else name, facts))
     return name
 
 

@@ -136,6 +136,13 @@ def test_use_backend_and_trace_belong_to_their_thread():
     assert mine == []
 
 
+def test_trace_records_the_reference_where_only_that_can_serve():
+    with bk.trace() as seen:
+        torch.func.grad(lambda x: bk.layer_norm(x, (8,), backend=FIRST).sum())(X)
+        torch.func.grad(lambda x: bk.scaled_dot_product_attention(x, x, x).sum())(X[None, None])
+    assert [record.backend for record in seen] == ["reference", "reference"]
+
+
 def test_trace_records_room_backend_and_facts():
     with bk.trace() as seen:
         call()

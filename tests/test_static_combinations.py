@@ -19,8 +19,9 @@ NONE = {("few", "sm_80"), ("once", "sm_80"), ("few", "fp32"), ("once", "fp32"), 
 @pytest.mark.parametrize("arch", triton_attention.NVIDIA)
 @pytest.mark.parametrize(("dtype", "precision"), [("bf16", "tf32"), ("fp32", "ieee")])
 @pytest.mark.parametrize("kernel", [name for name in triton_attention.KERNELS if name != "round"])
-def test_no_combination_of_features_spills(kernel, dtype, precision, arch):
-    combinations = [*triton_attention.combinations(kernel, dtype, precision, arch)]
+@pytest.mark.parametrize("less", [0, 24], ids=["whole", "narrow"])
+def test_no_combination_of_features_spills(less, kernel, dtype, precision, arch):
+    combinations = [*triton_attention.combinations(kernel, dtype, precision, arch, less)]
     assert bool(combinations) is not bool({(kernel, arch), (kernel, dtype)} & NONE)
     wrong = {c.name: triton_kernels.checked(c, arch)[1] for c in combinations}
     assert {name: faults for name, faults in wrong.items() if faults} == {}

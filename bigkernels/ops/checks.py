@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -111,6 +112,16 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+_AS_THEY_ARE = nullcontext()
+
+
+def own_dtypes(x: Tensor) -> AbstractContextManager[object]:
+    """Keeps torch's products in the dtypes they are given, inside autocast too."""
+    if autocast_dtype(x.device.type) is None:
+        return _AS_THEY_ARE
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def raising_index_errors(op: Callable[..., Any], *arguments: Any) -> Any:
     """``op(*arguments)``; what it says of an index outside its range is an IndexError, as torch's is."""
     try:
@@ -190,7 +201,7 @@ def differentiate(
 
     ``function`` returns a tensor or a tuple of tensors; ``gradients`` has one entry for each, None = zero.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), own_dtypes(next(t for t in inputs if t is not None)):
         # Aliases end the inner differentiation here: an input may depend on another one (a weight that
         # made x too), or, being an output of the node that is running, on all of them.
         inputs = [None if t is None else t.view_as(t) for t in inputs]

@@ -216,8 +216,8 @@ def configurations() -> Iterator[Configuration]:
                             yield found
 
 
-def _combined(mask: str, on: tuple[str, ...]) -> Variant:
-    """mask: a key of MASKS. on: what else there is; sinks are given beside ALiBi."""
+def _combined(mask: str, on: tuple[str, ...], less: int = 0) -> Variant:
+    """mask: a key of MASKS. on: what else there is; sinks are given beside ALiBi. less: as Variant has it."""
     given = {"alibi": ADDED, "dropout": DROPOUT}
     present = {*MASKS[mask], *(pointer for feature in on for pointer in given.get(feature, ()))}
     additive = mask.startswith("float")
@@ -225,7 +225,8 @@ def _combined(mask: str, on: tuple[str, ...]) -> Variant:
     flags += ["added"] if additive or "alibi" in on else []
     flags += ["summed"] if additive else []
     absent = (a for a in (*EXTRAS, *PACKED) if a not in present)
-    return Variant(tuple(absent), tuple(flags), {"bool": "*i8", "float32": "*fp32"}.get(mask, ""))
+    kind = {"bool": "*i8", "float32": "*fp32"}.get(mask, "")
+    return Variant(tuple(absent), tuple(flags), kind, less)
 
 
 # Of combinations: what is passed with each.
@@ -237,9 +238,11 @@ MASKS = {
 FEATURES = ("ranged", "softcap", "dropout", "alibi")
 
 
-def combinations(name: str, dtype: str, precision: str, arch: str) -> Iterator[Configuration]:
+def combinations(
+    name: str, dtype: str, precision: str, arch: str, less: int = 0
+) -> Iterator[Configuration]:
     """A kernel with every combination of a mask, a diagonal, softcap, dropout and ALiBi: the table has the likely ones.
-    Of heads that fill their tile, with a scale above 0, and with ALiBi and sinks or neither."""
+    With a scale above 0, and with ALiBi and sinks or neither. less: columns that tiles have beyond the head dims."""
     for mask, dim in itertools.product(MASKS, DIMS):
         if dtype == "fp32" and triton_config.products(precision, dim) != precision:
             continue
@@ -253,7 +256,8 @@ def combinations(name: str, dtype: str, precision: str, arch: str) -> Iterator[C
                 numbers = dtype == "fp32" or "dropout" in on
                 if mask == "bool" and numbers and name not in ("forward", "few"):
                     continue
-                label, form = " ".join(("with", mask, *on)), _combined(mask, on)
+                label = " ".join(("with", mask, *on, *(("narrow",) if less else ())))
+                form = _combined(mask, on, less)
                 found = _configuration(name, label, form, dim, dtype, precision, arch)
                 if found is not None:
                     yield found

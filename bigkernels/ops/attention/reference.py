@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bigkernels.ops import dropout
+from bigkernels.ops import checks, dropout
 from bigkernels.ops.attention import contract
 from bigkernels.ops.attention.contract import stat_dtype
 
@@ -54,7 +54,8 @@ def scores(
         i = torch.arange(q.shape[-2], device=q.device)
     if shift is None:
         shift = keys - q.shape[-2] if causal >= contract.BOTTOM_RIGHT else 0
-    s = (q @ k.transpose(-1, -2)) * scale
+    with checks.own_dtypes(q):
+        s = (q @ k.transpose(-1, -2)) * scale
     if softcap > 0.0:
         s = softcap * torch.tanh(s / softcap)
     if alibi_slopes is not None:
@@ -110,7 +111,8 @@ def weigh(
     p, lse = softmax(s, sinks)
     if keep is not None:
         p = dropout.drop(p, keep, dropout_p)
-    return p @ v.to(s.dtype), lse
+    with checks.own_dtypes(p):
+        return p @ v.to(s.dtype), lse
 
 
 def dense(

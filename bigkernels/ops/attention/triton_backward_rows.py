@@ -33,6 +33,7 @@ from bigkernels.ops.attention.triton_tiles import (
     rescaled,
     scores_tile,
     signed,
+    sink_of,
     trimmed,
     weigh,
     weights_tile,
@@ -177,7 +178,7 @@ def row_statistics(
         )  # fmt: skip
         # The gradient of a float32 bias shows the rounding of lse, whatever its size.
         if sinks_ptr is not None:
-            total += tl.exp2(number_of(sinks_ptr, head) * LOG2E - most) * weight
+            total += tl.exp2(sink_of(sinks_ptr, head) - most) * weight
         total = tl.where(total == 0.0, 1.0, total)
         delta, weight = delta / total, weight / total
     else:

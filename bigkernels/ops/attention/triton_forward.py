@@ -173,9 +173,8 @@ def attention_forward_kernel(
     if DROPPED & FLAGS:
         out *= keep_scale
     store_rows(out_ptr, out, first, stride_om * UNIT, queries, DV)
-    lse = (most + tl.log2(safe)) * LN2
-    # A row of nothing but least numbers, which are larger in units of log 2 and were cut off.
-    lse = tl.where(most <= -LARGEST, -LARGEST, lse)
+    # In units of log 2 the ends of the range, a mask's least number for one, are not to be had: they were cut off.
+    lse = (most + tl.log2(safe)) * tl.where(tl.abs(most) == LARGEST, 1.0, LN2)
     lse = tl.where(dead, float("-inf"), lse)
     lse_ptr = statistics_of(lse_ptr, sample, head, first_q, stride_lb, stride_lh)
     tl.store(lse_ptr + i, lse, mask=i < queries)

@@ -21,6 +21,8 @@ from bigkernels.ops.triton_philox import keep_mask
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LARGEST = tl.constexpr(3.4028234663852886e38)
+# An addend this large leaves of a score a multiple of 32; below it, what is rounded off has an exponent in float16.
+LARGE_ADDEND = tl.constexpr(2.0**28)
 
 
 class Extra(NamedTuple):
@@ -52,12 +54,20 @@ def number_of(ptr, head):
 
 
 @triton.jit
+def sink_of(ptr, head):
+    """A head's sink in units of log 2, where it is finite kept so; 0 where there are none."""
+    sink = number_of(ptr, head)
+    scaled = tl.minimum(tl.maximum(sink * LOG2E, -LARGEST), LARGEST)
+    return tl.where(tl.abs(sink) <= LARGEST, scaled, sink)
+
+
+@triton.jit
 def before_keys(sinks_ptr, head, BLOCK: tl.constexpr):
     """(largest exponent, sum of weights) of rows that met no key yet: the sink counts as one."""
     most = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     if sinks_ptr is not None:
-        sink = number_of(sinks_ptr, head) * LOG2E
+        sink = sink_of(sinks_ptr, head)
         most = tl.zeros((BLOCK,), tl.float32) + sink
         total += tl.where(sink == float("-inf"), 0.0, 1.0)
     return most, total
@@ -181,17 +191,19 @@ def adjusted(scores, i, j, mask, rule, extra, FLAGS: tl.constexpr):
             scores = tl.where(mask != 0, scores, float("-inf"))
         else:
             mask = mask.to(tl.float32)
+            scores = tl.where(mask == float("-inf"), mask, scores)
             addend += mask
     if ADDED & FLAGS:
         # Once, of the sum: rounded each by itself, ALiBi and a mask that cancel leave what the mask's gradient shows.
         addend *= LOG2E
     if mask is not None:  # noqa: SIM102  known when compiling
         if mask.dtype != tl.int8:
-            # -inf turns a key off, the least number does not: it may be all that a row has. Beside
-            # such numbers a score is nothing.
-            nothing = tl.where(mask == float("-inf"), mask, 0.0)
-            scores = tl.where(addend < -(2.0**30), nothing, scores)
-            addend = tl.maximum(addend, -LARGEST)
+            # -inf turns a key off, the least number does not: it may be all that a row has. NaN stays NaN.
+            addend = tl.maximum(addend, -LARGEST, propagate_nan=tl.PropagateNan.ALL)
+            # What is left of a score beside a large number is what is left of it in their sum, as everywhere.
+            total = tl.fma(scores, factor(rule.scale, FLAGS), addend)
+            large = tl.abs(addend) > LARGE_ADDEND
+            scores, addend = tl.where(large, 0.0, scores), tl.where(large, total, addend)
     return scores, addend
 
 

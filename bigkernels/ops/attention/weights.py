@@ -11,8 +11,8 @@ from torch import Tensor
 from bigkernels.ops import checks
 from bigkernels.ops.attention import arguments, contract, reference
 
-# Below this, the room's README on precision says, weights do not come from lse alone.
-_LEAST_LSE = -32.0
+# Above this, the room's README on precision says, weights do not come from lse alone.
+_LARGEST_LSE = 32.0
 _OPTIONS = {"key_lengths", "window", "causal_alignment", "softcap", "alibi_slopes", "sinks"}
 
 
@@ -51,12 +51,10 @@ def attention_weights(
     )
     q, k, mask, slopes, sinks = call.q, call.k, call.mask, call.alibi_slopes, call.sinks
     batch, count, length, _ = q.shape
-    if (
-        leading is not None
-        or not isinstance(lse, Tensor)
-        or tuple(lse.shape) != (batch, count, length)
-    ):
-        raise ValueError(f"lse: expected {(batch, count, length)} for a 4-D query")
+    if leading is not None:
+        raise ValueError(f"query: shape {tuple(query.shape)}, expected 4 dimensions")
+    if not isinstance(lse, Tensor) or tuple(lse.shape) != (batch, count, length):
+        raise ValueError(f"lse: expected a tensor of shape {(batch, count, length)}")
     checks.check_like("lse", lse, "query", q, contract.stat_dtype(q.dtype))
     i = _index("queries", queries, length, q)
     h = _index("heads", heads, count, q)
@@ -71,9 +69,9 @@ def attention_weights(
         call.window_right, call.softcap, None if slopes is None else slopes.index_select(0, h), i, shift,
     )  # fmt: skip
     top = lse.index_select(1, h).index_select(2, i)[..., None]
-    # Where a mask of large negative numbers covers a row, its lse is that number: the logarithm is rounded away.
-    covered = top < _LEAST_LSE
-    weights = torch.exp(scores - top.masked_fill(covered, 0.0))
+    # Beside large numbers, of a mask that covers the row for one, the logarithm in lse is rounded away.
+    covered = top.abs() > _LARGEST_LSE
+    weights = torch.exp((scores - top).masked_fill(covered, -torch.inf))
     chosen = reference.softmax(scores, None if sinks is None else sinks.index_select(0, h))[0]
     return torch.where(covered, chosen, weights)
 
@@ -82,18 +80,17 @@ def _index(name: str, index: Tensor | Sequence[int] | None, size: int, like: Ten
     if index is None:
         return torch.arange(size, device=like.device)
     if isinstance(index, Tensor):
+        checks.check_dense(name, index)
         if index.device != like.device:
             raise ValueError(f"{name}: device {index.device}, but query is on {like.device}")
-        chosen = index
+        if index.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{name}: expected integers, got {index.dtype}")
+        chosen = index.tolist()
+    elif isinstance(index, (list, tuple, range)) and all(type(i) is int for i in index):
+        chosen = list(index)
     else:
-        listed = isinstance(index, (list, tuple, range))
-        if not listed or any(isinstance(i, bool) or not isinstance(i, int) for i in index):
-            raise TypeError(f"{name}: expected integers, got {index!r}")
-        chosen = torch.tensor(list(index), dtype=torch.int64, device=like.device)
-    if chosen.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name}: expected integers, got {chosen.dtype}")
-    if chosen.dim() != 1 or (
-        chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < size
-    ):
-        raise ValueError(f"{name}: got {chosen.tolist()}, expected positions in [0, {size - 1}]")
-    return chosen.long()
+        raise TypeError(f"{name}: expected integers, got {index!r}")
+    one_dim = isinstance(chosen, list) and not any(isinstance(i, list) for i in chosen)
+    if not one_dim or not all(0 <= i < size for i in chosen):
+        raise ValueError(f"{name}: got {chosen}, expected positions from 0 to below {size}")
+    return torch.tensor(chosen, dtype=torch.int64, device=like.device)

@@ -7,13 +7,12 @@ at the first call, and triton with them.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bigkernels.ops import triton_launch
+from bigkernels.ops import checks, triton_launch
 from bigkernels.ops.ffn import triton_tiles
 from bigkernels.ops.ffn.contract import Facts
 from bigkernels.ops.triton_launch import Dropout, dense, device_of, kind
@@ -26,16 +25,6 @@ def limits(facts: Facts) -> tuple[str, ...]:
     if triton_launch.MISSING is not None:
         return (triton_launch.MISSING,)
     return triton_launch.common_limits(facts.dtype, facts.chip)
-
-
-_AS_THEY_ARE = nullcontext()
-
-
-def _own_dtypes(x: Tensor) -> AbstractContextManager[object]:
-    """Keeps torch's products in the dtypes they are given, inside autocast too."""
-    if not torch._C._is_any_autocast_enabled():
-        return _AS_THEY_ARE
-    return torch.autocast(x.device.type, enabled=False)
 
 
 class _Call(NamedTuple):
@@ -142,7 +131,7 @@ def ffn_forward(
 ) -> tuple[Tensor, ...]:
     dropout = Dropout(dropout_p, seed, offset, rows)
     call = _call(x, weight1, bias1, weight2, weight_gate, bias_gate, activation, dropout)
-    with device_of(x), _own_dtypes(x):
+    with device_of(x), checks.own_dtypes(x):
         shape = (*x.shape[:-1], call.f)
         pre, gate, hidden = call.first_products(shape, keep_pre=save >= 1)
         out = torch.nn.functional.linear(hidden, weight2, bias2)
@@ -199,7 +188,7 @@ def ffn_backward(
     through = need_dpre or need_dgate or need_dbias1 or need_dbias_gate
     dout = dout.reshape(call.m, weight2.shape[0]).contiguous()
     grads: list[Tensor | None] = [None] * 7
-    with device_of(x), _own_dtypes(x):
+    with device_of(x), checks.own_dtypes(x):
         kept_pre: Tensor | None = pre
         kept_gate = gate if gated else None
         known: Tensor | None = hidden
