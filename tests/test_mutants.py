@@ -122,7 +122,7 @@ _DEAD = "a mask of many keys has no barriers of a sum over keys: of one key, the
 EQUIVALENT: dict[tuple[str, str, int], dict[int, str]] = {
     (call, "attention_backward_mask_kernel", device): dict.fromkeys(numbers, _DEAD)
     for call in ("bias of keys", "bias of queries and keys")
-    for device, numbers in ((80, (24, 25, 26)), (90, (23, 24, 25)))
+    for device, numbers in ((80, (16, 17, 18)), (90, (19, 20, 21)))
 }
 
 
