@@ -108,21 +108,31 @@ MORE: dict[str, tuple[Case, ...]] = {
             mask_dims="q", dropout_p=0.1, values="sharpest",
         ),
         AttentionCase(
-            reason="one pass, wide heads", shape=(1, 1, 260, 250, 128), dtype=BF16, values="sharpest",
+            reason="one pass, wide heads", shape=(1, 1, 260, 250, 128), dtype=BF16, causal=True,
+            window=(200, -1), values="sharpest",
         ),
         AttentionCase(
             reason="float32", shape=(1, 1, 170, 170, 32), causal=True, window=(100, -1),
             values="sharpest",
         ),
-        AttentionCase(reason="float32, wide heads", shape=(1, 1, 40, 40, 256), values="sharpest"),
+        AttentionCase(
+            reason="float32, wide heads", shape=(1, 1, 70, 70, 256), causal=True, window=(50, -1),
+            values="sharpest",
+        ),
     ),
 }  # fmt: skip
 _DEAD = "a mask of many keys has no barriers of a sum over keys: of one key, the code is another"
+_FENCED = "the mask's branch, always taken, has a barrier; each thread's own fence comes after it"
+_OWN = "each thread reads its own copies first; other barriers are in front of what others copied"
 # (the call, kernel, device): {the mutant's number, from 0: why nothing is wrong with it}
 EQUIVALENT: dict[tuple[str, str, int], dict[int, str]] = {
     (call, "attention_backward_mask_kernel", device): dict.fromkeys(numbers, _DEAD)
     for call in ("bias of keys", "bias of queries and keys")
     for device, numbers in ((80, (16, 17, 18)), (90, (19, 20, 21)))
+} | {
+    ("padding mask", "attention_backward_short_kernel", 90): {26: _FENCED},
+    ("float32, wide heads", "attention_forward_kernel", 80): {12: _OWN},
+    ("float32, wide heads", "attention_forward_kernel", 90): {12: _OWN},
 }
 
 
