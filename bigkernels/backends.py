@@ -1,8 +1,8 @@
 """Which drawer serves a call, and why the others do not.
 
 A room offers drawers in a fixed order; the first whose ``limits(facts)`` is empty serves the call. A drawer
-that was asked for by name never falls back: it serves, or ``Unsupported`` says why it cannot. Calls inside functorch's
-transforms, forward-mode AD and torch.jit.trace are the differentiable reference's, and recorded as such.
+that was asked for by name never falls back: it serves, or ``Unsupported`` says why it cannot. Inside
+functorch's transforms, forward-mode AD and torch.jit.trace calls are the differentiable reference's, but an encoder's.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from torch.autograd import forward_ad
 
 from bigkernels import library
+from bigkernels.ops import checks
 
 ORDER = ("cuda", "triton", "cpu", "reference")
 _DEVICES = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu"}
@@ -193,8 +194,10 @@ def _first(room: str, facts: Any, forced: str | None) -> str:
     raise AssertionError("the reference has no limits")
 
 
-def choose(room: str, facts: Any, backend: str | None = None) -> str:
+def choose(room: str, facts: Any, backend: str | None = None, *, anywhere: bool = False) -> str:
     """Name of the drawer that serves a call; ``backend`` forces one.
+
+    anywhere: inside functorch's transforms, forward-mode AD and torch.jit.trace too, where else the reference does.
 
     Raises:
         Unsupported: the forced backend cannot serve the call.
@@ -209,11 +212,11 @@ def choose(room: str, facts: Any, backend: str | None = None) -> str:
     name = _chosen.get(key)
     if name is None:
         name = _chosen[key] = _first(room, facts, forced)
+    if not anywhere and checks.through_reference():
+        name = "reference"
     records = _records.get()
     if records is not None:
-        from bigkernels.ops import checks
-
-        records.append(Record(room, "reference" if checks.through_reference() else name, facts))
+        records.append(Record(room, name, facts))
     return name
 
 

@@ -147,8 +147,6 @@ def _run(
     """told: the key under which a call that came through is remembered, if its tensors were taken as given."""
     facts = _facts(call)
     name = backends.choose("attention", facts, backend)
-    if checks.through_reference():
-        name = "reference"
     where = dropout.seeds(seed, offset, call.q, call.dropout_p)
     found = _serve((*call[:-1], *where, call.rows), name, facts.needs_grad)
     if told is not None and all(a is b for a, b in zip(call[:4], given, strict=True)):

@@ -85,12 +85,12 @@ def _index(name: str, index: Tensor | Sequence[int] | None, size: int, like: Ten
             raise ValueError(f"{name}: device {index.device}, but query is on {like.device}")
         if index.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"{name}: expected integers, got {index.dtype}")
-        chosen = index.tolist()
-    elif isinstance(index, (list, tuple, range)) and all(type(i) is int for i in index):
-        chosen = list(index)
+        one_dim, chosen = index.dim() == 1, index.tolist()
     else:
-        raise TypeError(f"{name}: expected integers, got {index!r}")
-    one_dim = isinstance(chosen, list) and not any(isinstance(i, list) for i in chosen)
+        listed = isinstance(index, (list, tuple, range))
+        if not listed or any(isinstance(i, bool) or not isinstance(i, int) for i in index):
+            raise TypeError(f"{name}: expected integers, got {index!r}")
+        one_dim, chosen = True, list(index)
     if not one_dim or not all(0 <= i < size for i in chosen):
         raise ValueError(f"{name}: got {chosen}, expected positions from 0 to below {size}")
     return torch.tensor(chosen, dtype=torch.int64, device=like.device)

@@ -236,7 +236,7 @@ def _embedding(
         )  # fmt: skip
         facts = _facts(word, position, types, weight, bias, dropout_p)
         name = backends.choose("embedding", facts, backend)
-        through = name == "reference" or checks.through_reference()
+        through = name == "reference"
         known = float(eps), float(dropout_p), name, facts.needs_grad
         new = not through
     if position_ids is not None:

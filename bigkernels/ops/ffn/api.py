@@ -248,7 +248,7 @@ def _feed_forward(
             recompute=recompute, rows=rows,
         )  # fmt: skip
         known = backends.choose("ffn", facts, backend), facts.needs_grad
-        through = known[0] == "reference" or checks.through_reference()
+        through = known[0] == "reference"
         if key is not None and not through:
             _KNOWN.keep(key, known)
     name, needs_grad = known

@@ -102,7 +102,7 @@ def plan(keep: Tensor, tokens: int | None = None, *, backend: str | None = None)
     if known is None:
         name = backends.choose("packing", plan_facts(keep, tokens), backend)
         # Recorded, the number of tokens is one of the sizes that torch finds at each call.
-        if name != "triton" or checks.through_reference() or (tokens is None and checks.recorded()):
+        if name != "triton" or (tokens is None and checks.recorded()):
             return reference.plan(keep, tokens)
         if key is not None:
             _KNOWN.keep(key, (name, False))
@@ -160,7 +160,7 @@ def _copied(x: Tensor, plan: Plan, dims: int, backend: str | None) -> Tensor | N
             return None
         facts = _rows_facts(x)
         known = backends.choose("packing", facts, backend), facts.needs_grad
-        if known[0] != "triton" or checks.through_reference():
+        if known[0] != "triton":
             if dims == 2:
                 return reference.unpad(x.flatten(0, 1), plan)
             return reference.pad(x, plan)
