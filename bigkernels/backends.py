@@ -1,8 +1,8 @@
 """Which drawer serves a call, and why the others do not.
 
 A room offers drawers in a fixed order; the first whose ``limits(facts)`` is empty serves the call. A drawer
-that was asked for by name never falls back: it serves, or ``Unsupported`` says why it cannot. Inside
-functorch's transforms, forward-mode AD and torch.jit.trace calls are the differentiable reference's, but an encoder's.
+that was asked for by name never falls back: it serves, or ``Unsupported`` says why it cannot. Inside functorch's
+transforms, forward-mode AD and torch.jit.trace calls are the differentiable reference's; a trace may hold an encoder.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ _MOST_CALLS = 4096  # remembered of a function: lengths may be all different
 _Known = TypeVar("_Known")
 # Looked up once: these are asked at every call.
 _is_compiling, _tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
-_transforms = torch._C._functorch.peek_interpreter_stack
+_transforms = torch._C._are_functorch_transforms_active
 _grad, _autocasts = torch.is_grad_enabled, torch._C._is_any_autocast_enabled
 _strided = torch.strided
 
@@ -121,7 +121,7 @@ def call_key(scalars: tuple[Any, ...], *tensors: torch.Tensor | None) -> tuple[A
         _is_compiling()
         or _records.get() is not None
         or _tracing() is not None
-        or _transforms() is not None
+        or _transforms()
         or forward_ad._current_level >= 0
         or _autocasts()
     ):
@@ -194,10 +194,10 @@ def _first(room: str, facts: Any, forced: str | None) -> str:
     raise AssertionError("the reference has no limits")
 
 
-def choose(room: str, facts: Any, backend: str | None = None, *, anywhere: bool = False) -> str:
+def choose(room: str, facts: Any, backend: str | None = None, *, traceable: bool = False) -> str:
     """Name of the drawer that serves a call; ``backend`` forces one.
 
-    anywhere: inside functorch's transforms, forward-mode AD and torch.jit.trace too, where else the reference does.
+    traceable: torch.jit.trace may record the drawer's own operator.
 
     Raises:
         Unsupported: the forced backend cannot serve the call.
@@ -206,13 +206,14 @@ def choose(room: str, facts: Any, backend: str | None = None, *, anywhere: bool 
     if backend is not None:
         check_name(backend)
     if torch.compiler.is_compiling():  # pure while compiling: no cache, no record
-        return _first(room, facts, backend or _compiled_forced or _FROM_ENVIRONMENT)
+        first = _first(room, facts, backend or _compiled_forced or _FROM_ENVIRONMENT)
+        return "reference" if checks.transformed() else first
     forced = backend or _forced.get() or _FROM_ENVIRONMENT
     key = (room, facts, forced)
     name = _chosen.get(key)
     if name is None:
         name = _chosen[key] = _first(room, facts, forced)
-    if not anywhere and checks.through_reference():
+    if checks.transformed() or (not traceable and _tracing() is not None):
         name = "reference"
     records = _records.get()
     if records is not None:
@@ -281,10 +282,10 @@ def explain(room: str, *args: Any, **kwargs: Any) -> Explanation:
     forced = backend or _forced.get() or _FROM_ENVIRONMENT
     facts = facts_of(*args, **kwargs)
     why = {name: refusals(home, name, facts, forced=forced == name) for name in ORDER}
-    if forced is not None:
-        chosen = _first(home, facts, forced)
-        others = {n: why[n] or (f"{forced} was asked for",) for n in ORDER if n != chosen}
-    else:
-        chosen = next(name for name in ORDER if not why[name])
-        others = {n: why[n] or (f"{chosen} comes first",) for n in ORDER if n != chosen}
+    chosen = _first(home, facts, forced)
+    because = f"{chosen} comes first" if forced is None else f"{forced} was asked for"
+    if checks.through_reference():
+        chosen = "reference"
+        because = "functorch's transforms, forward-mode AD and torch.jit.trace take the reference"
+    others = {n: why[n] or (because,) for n in ORDER if n != chosen}
     return Explanation(room, facts, chosen, others, notes_of(facts, chosen))

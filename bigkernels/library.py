@@ -75,7 +75,7 @@ def kernels(name: str, backends: tuple[str, ...]) -> dict[str, Any]:
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 _is_neg, _is_batched = torch.Tensor.is_neg, torch._C._functorch.is_legacy_batchedtensor
-_is_compiling, _transforms = torch.compiler.is_compiling, torch._C._functorch.peek_interpreter_stack
+_is_compiling, _transforms = torch.compiler.is_compiling, torch._C._are_functorch_transforms_active
 _dispatch_modes, _function_modes = (
     torch._C._len_torch_dispatch_stack,
     torch._C._len_torch_function_stack,
@@ -99,7 +99,7 @@ def _direct(name: str, op: torch._ops.OpOverload) -> Callable[..., Any]:
             or _dispatch_modes()
             or _function_modes()
             or _is_profiled()
-            or _transforms() is not None
+            or _transforms()
         ):
             return op(*arguments)
         for i in places:

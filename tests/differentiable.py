@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from nn_problems import random
 from torch import Tensor
@@ -86,6 +87,19 @@ FUNCTIONS: list[tuple[str, Callable[..., Any], list[Tensor]]] = [
         ),
         _qkv(1, 2),
     ),
+    ("rms_norm", lambda x, r, w, b, xb: bk.rms_norm(x * r, 6, w), _rows(2, 3)),
+    (
+        "cross_entropy",
+        lambda x: bk.cross_entropy(x, torch.tensor([0, 6, -100]), label_smoothing=0.1),
+        [_leaf(3, 7, seed=0)],
+    ),
+    (
+        "embedding",
+        lambda word, position, types, w, b: bk.embedding(
+            torch.tensor([[0, 3], [3, 2]]), word, position, types, w, b, dropout_p=0.3, seed=5
+        ),
+        [_leaf(4, 6, seed=0), _leaf(3, 6, seed=1), _leaf(2, 6, seed=2), *_rows()[2:4]],
+    ),
     (
         "feed_forward",
         lambda x, w1, b1, w2, b2, wg, bg: bk.feed_forward(x, w1, b1, w2, b2, dropout_p=0.3, seed=5),
@@ -99,3 +113,7 @@ FUNCTIONS: list[tuple[str, Callable[..., Any], list[Tensor]]] = [
         _ffn(2, 2),
     ),
 ]
+
+functions = pytest.mark.parametrize(
+    ("function", "inputs"), [f[1:] for f in FUNCTIONS], ids=[f[0] for f in FUNCTIONS]
+)

@@ -47,6 +47,17 @@ def test_a_score_is_not_lost_beside_a_large_number(number, dtype, device):
 
 
 @dtypes
+def test_what_a_sum_with_a_mask_rounds_off_is_no_infinite_weight(dtype, device):
+    """In units of log 2 this mask is just below 2^28, its sums with the scores are just above, rounded down by 16."""
+    q, _, v = qkv(device, dtype, 1, 1, 16, 16)
+    q = torch.zeros_like(q)
+    q[..., 0] = 1
+    mask = torch.full((16, 16), 186065280.0, device=q.device)
+    out = attend(device, q, q, v, mask, scale=11.0903)
+    torch.testing.assert_close(out, v.mean(2, keepdim=True).expand_as(out), rtol=0.02, atol=0.02)
+
+
+@dtypes
 def test_nan_in_a_mask_stays_in_its_rows(dtype, device):
     q, k, v = qkv(device, dtype, 1, 2, 20, 20)
     mask = torch.zeros(20, 20, dtype=dtype, device=q.device)
@@ -118,11 +129,30 @@ def test_autocast_leaves_the_statistics_in_float32(backend):
 def test_positions_of_weights_are_checked():
     q = torch.randn(1, 2, 3, 8)
     lse = bk.scaled_dot_product_attention(q, q, q, return_lse=True)[1]
-    two_dims = torch.tensor([[0]]), torch.zeros(0, 2, dtype=torch.int64)
-    for name, wrong in (("heads", [2**70]), *(("heads", x) for x in two_dims), ("queries", (3,))):
+    for name, wrong in (("heads", [2**70]), ("queries", (3,)), ("queries", torch.tensor([-1]))):
         with pytest.raises(ValueError, match=f"^{name}: .*expected positions from 0 to below"):
             bk.attention_weights(q, q, lse, **{name: wrong})
+    for wrong in (torch.tensor([[0]]), torch.zeros(0, 2, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"^heads: shape .*, expected \(positions,\)"):
+            bk.attention_weights(q, q, lse, heads=wrong)
     with pytest.raises(TypeError, match=r"^heads: expected a dense tensor"):
         bk.attention_weights(q, q, lse, heads=torch.tensor([1]).to_sparse())
     with pytest.raises(ValueError, match=r"^query: shape .*, expected 4 dimensions"):
         bk.attention_weights(q[0], q[0], lse[0])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_positions_of_weights_may_be_an_input(dtype):
+    """Of a recorded or transformed function: its result is for other positions too."""
+    torch._dynamo.reset()
+    q = torch.randn(1, 2, 6, 8)
+    lse = bk.scaled_dot_product_attention(q, q, q, return_lse=True)[1]
+    chosen = lambda at: bk.attention_weights(q, q, lse, queries=at)  # noqa: E731
+    first, then = torch.tensor([0, 1], dtype=dtype), torch.tensor([3, 5], dtype=dtype)
+    everything = bk.attention_weights(q, q, lse)
+    for recorded in (torch.jit.trace(chosen, (first,)), torch.compile(chosen, fullgraph=True)):
+        for at in (first, then):
+            torch.testing.assert_close(recorded(at), everything[:, :, at.long()])
+    mapped = torch.func.vmap(chosen)(torch.stack([first, then]))
+    torch.testing.assert_close(mapped[1], everything[:, :, then.long()])

@@ -143,6 +143,21 @@ def test_trace_records_the_reference_where_only_that_can_serve():
     assert [record.backend for record in seen] == ["reference", "reference"]
 
 
+def test_explain_names_the_reference_where_only_that_can_serve():
+    def explained(x):
+        found = bk.explain("layer_norm", x, (8,), backend=FIRST)
+        assert found.chosen == "reference"
+        assert found.refusals[FIRST] == (
+            "functorch's transforms, forward-mode AD and torch.jit.trace take the reference",
+        )
+        return x
+
+    torch.func.vmap(explained)(X)
+    with torch.autograd.forward_ad.dual_level():
+        explained(X)
+    assert bk.explain("layer_norm", X, (8,)).chosen == FIRST
+
+
 def test_trace_records_room_backend_and_facts():
     with bk.trace() as seen:
         call()
@@ -255,12 +270,14 @@ def test_calls_are_chosen_for_by_the_facts_of_the_table(room):
         assert chosen == {backends._first(room, facts, None)}, case.id
 
 
-def test_meta_tensors_give_the_shapes_of_results():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_meta_tensors_give_the_shapes_of_results(autocast):
     q, x, w = (torch.empty(s, device="meta") for s in ((2, 3, 4, 8), (5, 8), (8, 8)))
-    assert bk.layer_norm(x, (8,)).shape == (5, 8)
-    assert bk.add_layer_norm(x, x, w[0], None, dropout_p=0.1, seed=1).device.type == "meta"
-    assert bk.scaled_dot_product_attention(q, q, q, is_causal=True).shape == (2, 3, 4, 8)
-    assert bk.feed_forward(x, w, None, w, None).shape == (5, 8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert bk.layer_norm(x, (8,)).shape == (5, 8)
+        assert bk.add_layer_norm(x, x, w[0], None, dropout_p=0.1, seed=1).device.type == "meta"
+        assert bk.scaled_dot_product_attention(q, q, q, is_causal=True).shape == (2, 3, 4, 8)
+        assert bk.feed_forward(x, w, None, w, None).shape == (5, 8)
 
 
 def test_explain_of_an_unknown_room_or_bad_arguments_is_an_error():

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from differentiable import FUNCTIONS
+from differentiable import functions
 from nn_problems import pair, random, scramble
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import bigkernels as bk
@@ -34,87 +33,11 @@ def _ignore(lengths: tuple[int, ...] = (L, 3)) -> Tensor:
     return torch.arange(L) >= torch.tensor(lengths)[:, None]
 
 
-_FUNCTIONS = pytest.mark.parametrize(
-    ("function", "inputs"), [f[1:] for f in FUNCTIONS], ids=[f[0] for f in FUNCTIONS]
-)
-
-
-@_FUNCTIONS
-def test_gradients_and_forward_derivatives_are_exact(function, inputs):
-    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, fast_mode=True)
-
-
-@_FUNCTIONS
-def test_second_derivatives_are_exact(function, inputs):
-    assert torch.autograd.gradgradcheck(
-        function, inputs, check_fwd_over_rev=True, check_rev_over_rev=True, fast_mode=True
-    )
-
-
-@_FUNCTIONS
-def test_vmap_equals_a_loop(function, inputs):
-    batched = [torch.stack([x.detach(), x.detach() * 0.5 + 0.1]) for x in inputs]
-    expected = [function(*(x[at] for x in batched)) for at in range(2)]
-    got = torch.func.vmap(function)(*batched)
-    if isinstance(got, Tensor):
-        got, expected = (got,), [(e,) for e in expected]
-    for part, *singles in zip(got, *expected, strict=True):
-        torch.testing.assert_close(part, torch.stack(singles))
-
-
-@_FUNCTIONS
+@functions
 def test_tensors_may_begin_anywhere_in_their_storage(function, inputs):
     apart = [torch.stack([torch.full_like(x, torch.nan), x.detach()])[1] for x in inputs]
     alone, got = function(*(x.detach() for x in inputs)), function(*apart)
     torch.testing.assert_close(got, alone, rtol=0, atol=0)
-
-
-def test_transforms_compose_through_a_module():
-    """Per-sample gradients and a Hessian-vector product, as torch.func computes them for torch's module."""
-    ours, theirs = pair(
-        "TransformerEncoderLayer", E, H, HIDDEN, batch_first=True, activation="gelu"
-    )
-    x = random(3, L, E, seed=0, dtype=torch.float64)
-    found = []
-    for layer in (ours.double(), theirs.double()):
-        parameters = dict(layer.named_parameters())
-
-        def loss(p, sample, layer=layer):
-            return torch.func.functional_call(layer, p, (sample[None],)).square().sum()
-
-        tangent = {n: torch.ones_like(p) for n, p in parameters.items()}
-        total = torch.func.grad(lambda p, loss=loss: loss(p, x[0]))
-        with sdpa_kernel(SDPBackend.MATH):  # torch's fused attention has no forward derivative
-            each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
-            product = torch.func.jvp(total, (parameters,), (tangent,))[1]
-        found.append((each, product))
-    torch.testing.assert_close(found[0], found[1])
-
-
-def _dropped(x: Tensor) -> Tensor:
-    return bk.add_layer_norm(x, torch.zeros_like(x), None, None, dropout_p=0.5, return_sum=True)[1]  # type: ignore[no-any-return]
-
-
-def test_dropout_obeys_the_randomness_of_vmap():
-    x = torch.ones(3, 4, 32)
-    with pytest.raises(RuntimeError, match="randomness error mode"):
-        torch.vmap(_dropped)(x)
-    same = torch.vmap(_dropped, randomness="same")(x)
-    assert torch.equal(same, same[:1].expand_as(same))
-    assert 0 < (same == 0).sum() < same.numel()
-    different = torch.vmap(_dropped, randomness="different")(x)
-    assert not torch.equal(different[0], different[1])
-    weights, one = torch.ones(2, 32, 32), torch.ones(4, 32)  # only a weight is mapped
-    for p, alike in (("same", True), ("different", False)):
-        call = lambda w: bk.feed_forward(one, w, None, torch.eye(32), None, dropout_p=0.5)  # noqa: E731
-        out = torch.vmap(call, randomness=p)(weights)
-        assert torch.equal(out[0], out[1]) == alike
-    q = torch.randn(2, 1, 2, 8, 8)
-    attend = lambda q: bk.scaled_dot_product_attention(q, q, q, dropout_p=0.5)  # noqa: E731
-    with pytest.raises(RuntimeError, match="randomness error mode"):
-        torch.vmap(attend)(q)
-    same = torch.vmap(attend, randomness="same")(q[:1].expand_as(q))
-    assert torch.equal(same[0], same[1])
 
 
 @pytest.mark.parametrize("norm_first", [False, True])

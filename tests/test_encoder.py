@@ -275,6 +275,14 @@ def test_weights_are_fingerprinted_where_they_lie(device, pages):
         assert places.fingerprint(pages) == before
 
 
+def test_derivatives_are_not_lost_in_transforms():
+    x, cu_seq, given = torch.randn(9, 64), starts(5, 4), weights(1)
+    run = lambda x: api.encoder(x, cu_seq, given, heads=2)  # noqa: E731
+    _, tangent = torch.func.jvp(run, (x,), (x.cos(),))
+    step = (run(x + 1e-2 * x.cos()) - run(x - 1e-2 * x.cos())) / 2e-2
+    torch.testing.assert_close(tangent, step, rtol=0.02, atol=0.005)
+
+
 def test_wrong_arguments_are_named(device):
     device.require(
         "encoder", Facts("cpu", torch.float32, "float32", "gelu", False, False, 64, 128, 32, False)

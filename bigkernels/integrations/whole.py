@@ -161,7 +161,7 @@ class Encoder:
             return None
         layer = how.layer
         assert layer is not None
-        backends.choose("encoder", how.facts(precision), anywhere=True)
+        backends.choose("encoder", how.facts(precision), traceable=True)
         self.precision = precision
         count = len(how.weights) // len(layer.weights)
         exact = count // 3 if precision == "int8" else 0

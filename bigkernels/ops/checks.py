@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -117,8 +118,8 @@ _AS_THEY_ARE = nullcontext()
 
 def own_dtypes(x: Tensor) -> AbstractContextManager[object]:
     """Keeps torch's products in the dtypes they are given, inside autocast too."""
-    if not torch._C._is_any_autocast_enabled():  # the quickest to ask
-        return _AS_THEY_ARE
+    if not torch._C._is_any_autocast_enabled() or autocast_dtype(x.device.type) is None:
+        return _AS_THEY_ARE  # the first is the quickest to ask
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -138,24 +139,24 @@ def recorded() -> bool:
     return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
+def transformed() -> bool:
+    """Whether a functorch transform or forward-mode AD is active: only differentiable torch serves those."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def through_reference() -> bool:
-    """Whether a functorch transform, forward-mode AD or torch.jit.trace is active: only differentiable torch serves
-    those. A trace must be the same with and without gradients, and be saved."""
-    if torch.compiler.is_compiling():
-        return False
-    return (
-        torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-    )
+    """Whether one of those or torch.jit.trace is active. A trace must be the same with and without gradients, and be
+    saved."""
+    tracing = not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
+    return tracing or transformed()
 
 
 def nothing_active() -> bool:
     """Whether neither a functorch transform, forward-mode AD, a trace nor the CPU's autocast is active."""
     return (
         torch._C._get_tracing_state() is None
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch.autograd.forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -188,6 +189,8 @@ _BY_TORCH_NAME = {"none": "highest", "ieee": "highest", "tf32": "high", "bf16": 
 
 def recomputing() -> bool:
     """Whether a backward must itself be differentiable, so that it goes through the reference."""
+    if forward_ad._current_level >= 0:
+        return True
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 

@@ -21,7 +21,7 @@ backends.register("attention", contract.BACKENDS)
 # Of earlier calls: the numbers from max_q to dropout_p, the drawer, whether gradients are wanted.
 _KNOWN: backends.Remembered[tuple[tuple[Any, ...], str, bool]] = backends.Remembered()
 _plain_cpu = _OPS["attention_forward_plain"]["cpu"]._op
-_functorch = torch._C._functorch.peek_interpreter_stack
+_functorch = torch._C._are_functorch_transforms_active
 _tracing = torch._C._get_tracing_state
 _autocast = torch.is_autocast_enabled
 _grad = torch.is_grad_enabled
@@ -195,7 +195,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float | None, is_causal: bool
         or not (q.is_cpu and k.is_cpu and v.is_cpu)
         or (_grad() and (q.requires_grad or k.requires_grad or v.requires_grad))
         or not (scale is None or (type(scale) is float and -_LARGEST <= scale <= _LARGEST))
-        or _functorch() is not None
+        or _functorch()
         or _tracing() is not None
         or forward_ad._current_level >= 0
         or _autocast("cpu")

@@ -21,8 +21,8 @@ from bigkernels.ops.triton_philox import keep_mask
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LARGEST = tl.constexpr(3.4028234663852886e38)
-# An addend this large leaves of a score a multiple of 32; below it, what is rounded off has an exponent in float16.
-LARGE_ADDEND = tl.constexpr(2.0**28)
+# An addend this large leaves of a score a multiple of 16. What is rounded off below it may be an exponent in float16.
+LARGE_ADDEND = tl.constexpr(2.0**27)
 
 
 class Extra(NamedTuple):

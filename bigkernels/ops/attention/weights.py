@@ -85,12 +85,18 @@ def _index(name: str, index: Tensor | Sequence[int] | None, size: int, like: Ten
             raise ValueError(f"{name}: device {index.device}, but query is on {like.device}")
         if index.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"{name}: expected integers, got {index.dtype}")
-        one_dim, chosen = index.dim() == 1, index.tolist()
+        if index.dim() != 1:
+            raise ValueError(f"{name}: shape {tuple(index.shape)}, expected (positions,)")
+        if checks.recorded() or checks.transformed():
+            return index.long()  # only index_select sees the positions themselves
+        places = index.tolist()
     else:
         listed = isinstance(index, (list, tuple, range))
         if not listed or any(isinstance(i, bool) or not isinstance(i, int) for i in index):
             raise TypeError(f"{name}: expected integers, got {index!r}")
-        one_dim, chosen = True, list(index)
-    if not one_dim or not all(0 <= i < size for i in chosen):
-        raise ValueError(f"{name}: got {chosen}, expected positions from 0 to below {size}")
-    return torch.tensor(chosen, dtype=torch.int64, device=like.device)
+        places = list(index)
+    if not all(0 <= i < size for i in places):
+        raise ValueError(f"{name}: got {places}, expected positions from 0 to below {size}")
+    if isinstance(index, Tensor):
+        return index.long()
+    return torch.tensor(places, dtype=torch.int64, device=like.device)

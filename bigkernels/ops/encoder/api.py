@@ -73,7 +73,7 @@ def pack_encoder(weights: Sequence[Tensor], heads: int, precision: str = "float3
     facts = Facts(
         "cpu", torch.float32, precision, "gelu", False, False, width, hidden, width // heads, False
     )
-    backends.choose("encoder", facts, "cpu", anywhere=True)
+    backends.choose("encoder", facts, "cpu", traceable=True)
     data = _OPS["encoder_pack"]["cpu"](list(weights), layers, heads, precision)
     return Packed(data, layers, heads, width, hidden, precision)
 
@@ -147,7 +147,7 @@ def encoder(
         x.device.type, x.dtype, precision, activation, norm_first, causal, width, hidden,
         width // heads, needs_grad,
     )  # fmt: skip
-    name = backends.choose("encoder", facts, backend, anywhere=True)
+    name = backends.choose("encoder", facts, backend, traceable=True)
     if name != "reference":
         packed = weights if isinstance(weights, Packed) else pack_encoder(weights, heads, precision)
     elif isinstance(weights, Packed):
